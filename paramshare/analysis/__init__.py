@@ -1,0 +1,1 @@
+"""Looking at shared networks: how alike their layers are, what they cost, pictures."""

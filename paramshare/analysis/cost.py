@@ -1,0 +1,153 @@
+"""What a network costs: trainable numbers, multiply-adds and bytes, layer by layer. Computed from shapes; no device is touched."""
+
+import collections
+import dataclasses
+import json
+import math
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from paramshare.layout import table
+from paramshare.plan import trace_parameters
+from paramshare.shared import Shared, count
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One module that owns parameters.
+
+    Attributes:
+      path: of the module.
+      weights: numbers in its parameters as it uses them.
+      private: those of them that are its own.
+      bank: what its other weights are made from, or "".
+      multiply_adds: of one image.
+    """
+
+    path: str
+    weights: int
+    private: int
+    bank: str
+    multiply_adds: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a network costs, for one image of one shape.
+
+    Attributes:
+      layers: every module that owns parameters, in the order of their first call.
+      counts: as `paramshare.count`.
+      plain: trainable numbers of the same network without sharing.
+      use: multiply-adds of convolutions and dense layers.
+      generation: multiply-adds of making the shared kernels, once a step whatever the batch.
+      bytes: of the trainable numbers, as stored.
+    """
+
+    layers: tuple[Layer, ...]
+    counts: dict[str, int]
+    plain: int
+    use: int
+    generation: int
+    bytes: int
+
+    def as_json(self) -> str:
+        """Everything, as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def __str__(self) -> str:
+        rows = [("layer", "bank", "weights", "private", "multiply-adds")]
+        rows += [(x.path, x.bank, f"{x.weights:,}", f"{x.private:,}", f"{x.multiply_adds:,}" if x.multiply_adds else "") for x in self.layers]
+        lines = table(rows, right={2, 3, 4})
+        saved = f" ({self.counts['trainable'] / self.plain:.1%} of the plain network's {self.plain:,})" if self.counts["banks"] else ""
+        lines += [
+            "",
+            f"trainable      {self.counts['trainable']:,}{saved}",
+            f"  banks        {self.counts['banks']:,}",
+            f"  coefficients {self.counts['coefficients']:,}",
+            f"  private      {self.counts['private']:,}",
+            f"bytes          {self.bytes:,} of trainable numbers",
+            f"multiply-adds  {self.use:,} an image",
+            f"  and          {self.generation:,} a step, to make the shared kernels",
+        ]
+        return "\n".join(lines)
+
+
+def cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
+    """The cost of a network on one image.
+
+    Args:
+      model: plain or `Shared`.
+      input_shape: of one image, (H, W, C).
+
+    Example:
+      >>> import paramshare
+      >>> from paramshare.analysis.cost import cost
+      >>> c = cost(paramshare.create_model("swrn-16-1-1"), (32, 32, 3))
+      >>> c.counts["trainable"], c.plain
+      (126688, 175066)
+    """
+    image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    plain = model.model if isinstance(model, Shared) else model
+    banks = model.layout.banks if isinstance(model, Shared) else ()
+    bank_of = {site.path: bank.name for bank in banks for site in bank.sites}
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), image)
+    plain_variables = jax.eval_shape(lambda x: plain.init(jax.random.key(0), x), image)
+
+    work = multiply_adds(lambda v, x: plain.apply(v, x), plain_variables, image)
+    layers: dict[str, dict[str, Any]] = collections.defaultdict(lambda: {"weights": 0, "private": 0, "banks": []})
+    for path, shape in trace_parameters(plain, image).items():
+        owner, size = path.rpartition("/")[0], math.prod(shape.shape)
+        layers[owner]["weights"] += size
+        if path in bank_of:
+            layers[owner]["banks"].append(bank_of[path])
+        else:
+            layers[owner]["private"] += size
+    rows = tuple(Layer(path, x["weights"], x["private"], ", ".join(dict.fromkeys(x["banks"])), work.get(path, 0)) for path, x in layers.items())
+
+    generation = 0
+    if isinstance(model, Shared):
+        generation = sum(multiply_adds(model.layout.expand, variables["banks"], variables["params"]["coefficients"]).values())
+    trainable = {name: variables[name] for name in ("banks", "params") if name in variables}
+    stored = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trainable))
+    plain_count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plain_variables["params"]))
+    return Cost(rows, count(variables), plain_count, sum(work.values()), generation, stored)
+
+
+def multiply_adds(function: Any, *args: Any) -> dict[str, int]:
+    """Multiply-adds of the convolutions and matrix products that a function runs, by Flax module path ("" outside of any).
+
+    Read off the function's jaxpr; loops count as often as they run. Arguments may be shapes.
+    """
+    found: dict[str, int] = collections.defaultdict(int)
+
+    def walk(jaxpr: Any, times: int) -> None:
+        for equation in jaxpr.eqns:
+            name, parameters = equation.primitive.name, equation.params
+            if name == "conv_general_dilated":
+                kernel = equation.invars[1].aval.shape
+                features = kernel[parameters["dimension_numbers"].rhs_spec[0]]
+                found[_module(equation)] += times * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // features
+            elif name == "dot_general":
+                (contract, _), _ = parameters["dimension_numbers"]
+                left = equation.invars[0].aval.shape
+                found[_module(equation)] += times * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contract)
+            again = times * parameters["length"] if name == "scan" else times
+            for inner in jax.tree.leaves(list(parameters.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    walk(inner, again)
+
+    walk(jax.make_jaxpr(function)(*args).jaxpr, 1)
+    return dict(found)
+
+
+def _module(equation: Any) -> str:
+    """The Flax module that an equation was traced in: Flax opens a name scope a module, the outermost being the class."""
+    scopes = str(equation.source_info.name_stack)
+    scopes = re.sub(r"\w+\(([^()]*)\)", r"\1", scopes)
+    return "/".join(part for part in scopes.split("/")[1:] if not re.fullmatch(r"\w+\.\w+|__call__", part))

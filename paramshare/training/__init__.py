@@ -1,0 +1,1 @@
+"""Training: data, one pure step, state, checkpoints, the loop. Imported on demand; `import paramshare` leaves it alone."""

@@ -1,0 +1,194 @@
+"""What a run is: frozen dataclasses, written in plain Python files, overridden on the command line, kept with the run as JSON."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import runpy
+import types
+import typing
+from typing import Any, Literal
+
+from paramshare.training.data import Augment
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Which network."""
+
+    name: str = "swrn-16-1-1"
+    """Name in the zoo; `paramshare models` lists them."""
+    num_classes: int | None = None
+    """Outputs of the classifier; None takes them from the data set, a number must agree with it."""
+    bfloat16: bool = False
+    """Compute in bfloat16; parameters and banks stay float32."""
+    sync_batch_norm: bool = False
+    """Average batch statistics over all devices, instead of each device's own share of the batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Which images."""
+
+    name: str = "digits"
+    """A tensorflow-datasets name (cifar10, cifar100, mnist, fashion_mnist, svhn_cropped, imagenet2012, ...), "digits", or "idx"."""
+    path: str | None = None
+    """For "idx": the folder with train-images-idx3-ubyte[.gz] and its three companions."""
+    data_dir: str | None = None
+    """Where tensorflow-datasets keeps prepared sets; None is its own default."""
+    validation: float = 0.1
+    """The share of the training images held out for validation (choosing an epoch); 0 for none."""
+    train_examples: int | None = None
+    """Train on this many images only; None for all."""
+    image_size: int | None = None
+    """Side of the crops, for sets whose images differ in size; None for 224."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """The update rule."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    """SGD and Adam take weight decay as L2 in the gradient, before momentum; AdamW takes it decoupled."""
+    learning_rate: float = 0.1
+    """The schedule's highest value."""
+    momentum: float = 0.9
+    """Of SGD."""
+    nesterov: bool = True
+    """Of SGD."""
+    weight_decay: float = 5e-4
+    """On everything but sharing coefficients: batch norm and biases included, as in the papers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How the learning rate changes."""
+
+    name: Literal["step", "cosine", "constant"] = "step"
+    """Drops at milestones, half a cosine down to zero, or no change."""
+    milestones: tuple[int, ...] = (60, 120, 160)
+    """Of "step": the epochs, counted from 0, that begin with a drop."""
+    factor: float = 0.2
+    """Of "step": what each drop multiplies by."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear growth from zero before any of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One training run."""
+
+    model: Model = Model()
+    data: Data = Data()
+    augment: Augment = Augment()
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    epochs: int = 200
+    """Passes over the training images; each drops the last, incomplete batch of its own random order."""
+    batch_size: int = 128
+    """Images a step, over all devices of all processes."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over all classes."""
+    seed: int = 0
+    """Of everything random: initial values, order of images, augmentation, validation split, dropout."""
+    mapping: Literal["pmap", "shard_map"] = "pmap"
+    """How the step is spread over devices; the same numbers either way."""
+    log_every: int = 50
+    """Steps between lines of metrics.jsonl."""
+    validate_every: int = 1
+    """Epochs between validations."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints."""
+    tensorboard: bool = False
+    """Write TensorBoard event files as well."""
+
+    def check(self) -> None:
+        """Raises `ConfigError`, naming the field, its value and what it may be, if a value makes no sense."""
+
+        def require(holds: bool, field: str, value: Any, wanted: str) -> None:
+            if not holds:
+                raise ConfigError(f"{field} is {value!r}; it must be {wanted}")
+
+        for name in ("epochs", "batch_size", "log_every", "validate_every", "checkpoint_every"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")
+        require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2^31)")
+        rate = self.optimizer.learning_rate
+        require(math.isfinite(rate) and rate > 0, "optimizer.learning_rate", rate, "positive and finite")
+        require(0 <= self.optimizer.momentum < 1, "optimizer.momentum", self.optimizer.momentum, "in [0, 1)")
+        decay = self.optimizer.weight_decay
+        require(math.isfinite(decay) and decay >= 0, "optimizer.weight_decay", decay, "0 or more, and finite")
+        require(0 < self.schedule.factor, "schedule.factor", self.schedule.factor, "positive")
+        milestones = self.schedule.milestones
+        require(list(milestones) == sorted(set(milestones)) and all(m > 0 for m in milestones), "schedule.milestones", milestones, "rising, from 1 on")
+        require(0 <= self.schedule.warmup_epochs < self.epochs, "schedule.warmup_epochs", self.schedule.warmup_epochs, "0 or more, and less than epochs")
+        require(0 <= self.data.validation < 1, "data.validation", self.data.validation, "in [0, 1)")
+        for field, hint in (("optimizer", Optimizer), ("schedule", Schedule), (None, Config)):
+            part = getattr(self, field) if field else self
+            for name, choices in typing.get_type_hints(hint).items():
+                if typing.get_origin(choices) is Literal:
+                    options = typing.get_args(choices)
+                    require(getattr(part, name) in options, f"{field}.{name}" if field else name, getattr(part, name), f"one of {', '.join(options)}")
+
+
+def load_file(path: str | pathlib.Path) -> Config:
+    """The `config` of a Python file.
+
+    Raises:
+      ConfigError: if there is no such file, it does not run, or leaves no `config` of type `Config`.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no configuration file {str(path)!r}; give the path of a Python file that sets `config`, such as experiments/quickstart.py")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except Exception as error:
+        raise ConfigError(f"{path} does not run: {type(error).__name__}: {error}") from error
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path} must set `config` to a paramshare.training.config.Config; found {type(config).__name__}")
+    return config
+
+
+def to_json(config: Config) -> str:
+    """The configuration as indented JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """The inverse of `to_json`.
+
+    Raises:
+      ConfigError: if the text is not a configuration of this version.
+    """
+    try:
+        return _build(Config, json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"not a stored configuration of this version of paramshare: {error}") from None
+
+
+def differences(ours: Config, theirs: Config) -> list[str]:
+    """Fields in which two configurations differ, as "field: theirs -> ours". Where metrics are logged does not make another run."""
+
+    def flat(value: Any, prefix: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            return {prefix: value}
+        return {key: leaf for name, part in value.items() for key, leaf in flat(part, f"{prefix}.{name}" if prefix else name).items()}
+
+    a, b = flat(dataclasses.asdict(ours), ""), flat(dataclasses.asdict(theirs), "")
+    return [f"{key}: {b[key]!r} -> {a[key]!r}" for key in a if a[key] != b[key] and key not in ("log_every", "tensorboard", "checkpoint_every")]
+
+
+def _build(kind: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        unknown = sorted(set(value) - set(hints))
+        if unknown:
+            raise ValueError(f"unknown field {unknown[0]!r}")
+        return kind(**{name: _build(hints[name], part) for name, part in value.items()})
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return value
+    return tuple(value) if typing.get_origin(kind) is tuple else value

@@ -1,0 +1,121 @@
+"""One split of a prepared builder, as a source."""
+
+from typing import Any
+
+import numpy as np
+
+from paramshare.training.data.error import DataError, one_line
+from paramshare.training.data.image_set import Example
+
+_CHUNK = 4096  # records read at once: many to spare calls, few to spare memory
+
+
+class Records:
+    """The examples of a split, read by index from disk.
+
+    Args:
+        builder: a prepared `tfds.core.DatasetBuilder`.
+        split: its name.
+        name: the set's, for messages.
+
+    Attributes:
+        image_shape: (H, W, C); H and W are None where images vary in size.
+        num_classes: None where the set does not say.
+
+    Raises:
+        DataError: if the set has no image and label, or cannot be read.
+    """
+
+    image_shape: Any
+    num_classes: int | None
+
+    def __init__(self, builder: Any, split: str, name: str) -> None:
+        self.name, self.split, self._folder = name, split, str(builder.data_dir)
+        features = builder.info.features
+        there = sorted(features) if hasattr(features, "keys") else []
+        if "image" not in there or "label" not in there:
+            raise DataError(
+                f"the data set {name!r} has the features {', '.join(there) or '(none)'}; image and label are wanted: choose another set"
+            )
+        image, label = features["image"], features["label"]
+        if len(image.shape or ()) != 3 or image.np_dtype != np.uint8 or image.shape[2] is None:
+            raise DataError(
+                f"images of {name!r} are {np.dtype(image.np_dtype)} of shape {image.shape}; uint8 (H, W, C) is wanted: choose another set"
+            )
+        if label.shape != () or not np.issubdtype(label.np_dtype, np.integer):
+            raise DataError(
+                f"labels of {name!r} are {np.dtype(label.np_dtype)} of shape {label.shape}; one integer is wanted: choose another set"
+            )
+        height, width, channels = image.shape
+        self.image_shape = (height, width, channels) if height and width else (None, None, channels)
+        self.num_classes = getattr(label, "num_classes", None)
+        try:
+            self._records = builder.as_data_source(split=split)
+        except NotImplementedError as error:
+            raise DataError(
+                f"the data set {name!r} lies in {self._folder!r} as {builder.info.file_format.value}, which has no random access; "
+                "pass another data_dir, or convert it to array_record"
+            ) from error
+        except Exception as error:
+            raise DataError(self._damaged(error)) from error
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        try:
+            return self._example(self._records[index])
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(self._damaged(error)) from error
+
+    def __repr__(self) -> str:
+        return f"Records({self.name!r}, {self.split!r})"
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """All examples: image (N, H, W, C) uint8 and label (N,) int32; for sets of one image shape."""
+        image = np.empty((len(self), *self.image_shape), np.uint8)
+        label = np.empty(len(self), np.int32)
+        for start in range(0, len(self), _CHUNK):
+            places = range(start, min(start + _CHUNK, len(self)))
+            try:
+                examples = [self._example(record) for record in self._records.__getitems__(list(places))]
+            except DataError:
+                raise
+            except Exception:  # one at a time instead: tfds.testing.mock_data cannot read several, and a damaged record is told better
+                examples = [self[place] for place in places]
+            for place, example in zip(places, examples, strict=True):
+                image[place], label[place] = example["image"], example["label"]
+        return image, label
+
+    def _example(self, record: dict) -> Example:
+        image = with_channels(np.asarray(record["image"]), self.image_shape[2])
+        label = int(record["label"])
+        if None not in self.image_shape and image.shape != self.image_shape:
+            raise DataError(f"an image of {self.name!r} is {image.shape} where the set promises {self.image_shape}; prepare it again")
+        if label < 0:
+            raise DataError(
+                f"an example of {self.name!r} ({self.split}) has the label {label}, for unlabelled; choose a set whose {self.split} is labelled"
+            )
+        return {"image": image, "label": label}
+
+    def _damaged(self, error: Exception) -> str:
+        return f"the data set {self.name!r} in {self._folder!r} cannot be read ({one_line(error)}); delete that folder, then run the same command again"
+
+
+def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """An image of so many channels: grey is repeated, an alpha channel is dropped.
+
+    Photographs of colour sets are now and then stored grey; TensorFlow's decoder widens them, PIL's does not.
+
+    Example:
+        >>> with_channels(np.zeros((4, 5), np.uint8), 3).shape
+        (4, 5, 3)
+    """
+    image = image[..., None] if image.ndim == 2 else image
+    if image.shape[-1] == channels:
+        return image
+    if channels == 3 and image.shape[-1] in (1, 2):
+        return np.repeat(image[..., :1], 3, axis=-1)
+    return image[..., :channels]

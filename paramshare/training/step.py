@@ -1,0 +1,103 @@
+"""One training step and one evaluation step: pure functions of one device's share of a batch, to be mapped over a named axis."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from paramshare.training.data import Augment, augment, normalise
+from paramshare.training.state import State
+
+AXIS = "devices"
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    augmentation: Augment,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    *,
+    seed: int = 0,
+    label_smoothing: float = 0.0,
+) -> Callable[[State, Any, Batch], tuple[State, Metrics]]:
+    """The step `(state, data, batch) -> (state, metrics)`, to be mapped over the axis `AXIS`.
+
+    `batch` is this device's share, `{"image": (b, H, W, C) uint8, "label": (b,)}`; or, where the whole training set lives on the device as
+    `data = {"image": (N, H, W, C), "label": (N,)}`, `{"index": (b,)}` into it.
+
+    Gradients are averaged over devices on `state.trainable`, and nothing larger: kernels made from banks never travel. Randomness
+    is a function of (seed, step, position in the global batch), so that it does not depend on the number of devices; except for the
+    model's own dropout, which also takes the device's number. If the loss or a gradient is not finite, on any device, the update is not applied, and no
+    later one either.
+
+    Metrics, the same on all devices: `loss` (mean cross entropy), `accuracy`, `finite`.
+    """
+
+    def train_step(state: State, data: Any, batch: Batch) -> tuple[State, Metrics]:
+        if data is not None:
+            batch = {name: jnp.take(value, batch["index"], axis=0) for name, value in data.items()}
+        label_B = batch["label"]
+        device, size = jax.lax.axis_index(AXIS), label_B.shape[0]
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        image_key, model_key = jax.random.split(key)
+        x_BxHxWxC = augment(image_key, batch["image"], augmentation, mean, std, first=device * size)
+        rngs = {"dropout": jax.random.fold_in(model_key, device)}
+
+        def loss_fn(trainable):
+            logits_BxK, collections = model.apply(
+                {**trainable, **state.collections}, x_BxHxWxC, train=True, mutable=list(state.collections), rngs=rngs
+            )
+            return cross_entropy(logits_BxK, label_B, label_smoothing).mean(), (logits_BxK, collections)
+
+        (loss, (logits_BxK, collections)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
+        gradient = jax.lax.pmean(gradient, AXIS)
+        collections = jax.tree.map(lambda x: jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.inexact) else x, dict(collections))
+        accuracy = jnp.mean(jnp.argmax(logits_BxK, axis=-1) == label_B, dtype=jnp.float32)
+        loss, accuracy = jax.lax.pmean((loss, accuracy), AXIS)
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(gradient))
+
+        def update() -> State:
+            updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
+            return State(state.step + 1, optax.apply_updates(state.trainable, updates), collections, optimizer_state, state.failed)
+
+        state = jax.lax.cond(finite & ~state.failed, update, lambda: state.replace(failed=jnp.ones((), jnp.bool_)))
+        return state, {"loss": loss, "accuracy": accuracy, "finite": finite}
+
+    return train_step
+
+
+def make_eval_step(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Any, Any, Batch], Metrics]:
+    """The step `(variables, None, batch) -> sums` over `{"image", "label", "weight": (b,)}`; examples of weight 0 do not count.
+
+    Sums over all devices: `loss`, `correct`, `correct5` (label among the five likeliest), `count`.
+    """
+
+    def eval_step(variables: Any, data: None, batch: Batch) -> Metrics:
+        logits_BxK = model.apply(variables, normalise(batch["image"], mean, std), train=False)
+        label_B, weight_B = batch["label"], batch["weight"]
+        top_Bx5 = jax.lax.top_k(logits_BxK, min(5, logits_BxK.shape[-1]))[1]
+        sums = {
+            "loss": jnp.sum(weight_B * cross_entropy(logits_BxK, label_B)),
+            "correct": jnp.sum(weight_B * (top_Bx5[:, 0] == label_B)),
+            "correct5": jnp.sum(weight_B * jnp.any(top_Bx5 == label_B[:, None], axis=-1)),
+            "count": jnp.sum(weight_B),
+        }
+        return jax.lax.psum(sums, AXIS)
+
+    return eval_step
+
+
+def cross_entropy(logits_BxK: jax.Array, label_B: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """Cross entropy of each example, in float32; `smoothing` is the share of the target spread over all classes (Szegedy et al. 2016)."""
+    log_p_BxK = jax.nn.log_softmax(logits_BxK.astype(jnp.float32))
+    of_label_B = -jnp.take_along_axis(log_p_BxK, label_B[:, None], axis=-1)[:, 0]
+    if not smoothing:
+        return of_label_B
+    return (1 - smoothing) * of_label_B - smoothing * jnp.mean(log_p_BxK, axis=-1)
