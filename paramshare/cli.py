@@ -71,13 +71,13 @@ def _train(known: argparse.Namespace, rest: list[str]) -> int:
     from paramshare.training import config as configs
     from paramshare.training.loop import train
 
-    config = _override(configs.load_file(known.config), rest, known.config)
+    config = override(configs.load_file(known.config), rest, known.config)
     result = train(config, known.workdir)
     report(pathlib.Path(known.workdir), config, result)
     return 0
 
 
-def _override(config: "Config", rest: list[str], file: str) -> "Config":
+def override(config: "Config", rest: list[str], file: str) -> "Config":
     """The configuration with `--field value` put over it; tyro knows the fields, their types and their help."""
     import tyro
 

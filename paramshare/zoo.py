@@ -36,23 +36,23 @@ class Family:
     about: str
     examples: tuple[str, ...]
     build: Callable[..., tuple[nn.Module, Plan | None]]
-    accepts: Callable[[dict[str, int]], bool] = lambda numbers: True
+    accepts: Callable[[dict[str, Any]], bool] = lambda numbers: True
     input_shape: tuple[int, int, int] = (32, 32, 3)
 
-    def parse(self, name: str) -> dict[str, int] | None:
+    def parse(self, name: str) -> dict[str, Any] | None:
         """The numbers in a name of this form, or None."""
         pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[0-9]+)", re.escape(self.form))
-        found = re.fullmatch(pattern, name)
-        return {key: int(value) for key, value in found.groupdict().items()} if found else None
+        found = re.fullmatch(pattern.replace("(?P<width>[0-9]+)", r"(?P<width>[0-9]+(\.[0-9]+)?)"), name)
+        return {key: float(value) if "." in value else int(value) for key, value in found.groupdict().items()} if found else None
 
 
-def _wide(numbers: dict[str, int], **options: Any) -> tuple[nn.Module, None]:
+def _wide(numbers: dict[str, Any], **options: Any) -> tuple[nn.Module, None]:
     blocks_per_stage(numbers["depth"])
     check_width(numbers["width"])
     return WideResNet(numbers["depth"], numbers["width"], **options), None
 
 
-def _soft_wide(numbers: dict[str, int], **options: Any) -> tuple[nn.Module, Plan]:
+def _soft_wide(numbers: dict[str, Any], **options: Any) -> tuple[nn.Module, Plan]:
     model, _ = _wide(numbers, **options)
     if blocks_per_stage(model.depth) < 2:
         raise ModelError("a network of depth 10 has one block a stage, and the first blocks are never shared; the least depth is 16")
@@ -60,12 +60,12 @@ def _soft_wide(numbers: dict[str, int], **options: Any) -> tuple[nn.Module, Plan
     return model, Plan(Rule(later, Soft(numbers["templates"]), bank="{stage}"))
 
 
-def _bottleneck(numbers: dict[str, int], **options: Any) -> tuple[nn.Module, None]:
-    check_width(numbers["width"])
+def _bottleneck(numbers: dict[str, Any], **options: Any) -> tuple[nn.Module, None]:
+    check_width(numbers["width"], base=64)
     return WideBottleneckResNet(numbers["depth"], numbers["width"], **options), None
 
 
-def _soft_bottleneck(numbers: dict[str, int], **options: Any) -> tuple[nn.Module, Plan]:
+def _soft_bottleneck(numbers: dict[str, Any], **options: Any) -> tuple[nn.Module, Plan]:
     model, _ = _bottleneck(numbers, **options)
     # Three banks a stage, one for each kernel of the bottleneck; more templates than layers would be wasted.
     rules = [
@@ -79,7 +79,7 @@ def _soft_bottleneck(numbers: dict[str, int], **options: Any) -> tuple[nn.Module
     return model, Plan(*rules)
 
 
-def _is_bottleneck(numbers: dict[str, int]) -> bool:
+def _is_bottleneck(numbers: dict[str, Any]) -> bool:
     return numbers["depth"] in BOTTLENECK_BLOCKS
 
 
@@ -169,7 +169,7 @@ def default_input_shape(name: str) -> tuple[int, int, int]:
     return _find(name)[0].input_shape
 
 
-def _find(name: str) -> tuple[Family, dict[str, int]]:
+def _find(name: str) -> tuple[Family, dict[str, Any]]:
     for family in FAMILIES:
         numbers = family.parse(name)
         if numbers is not None and family.accepts(numbers):

@@ -52,7 +52,7 @@ class WideResNet(nn.Module):
 
     Attributes:
       depth: 6 n + 4, for n blocks a stage.
-      width: the widening factor.
+      width: the widening factor; a fraction is allowed if it gives a whole number of channels, a multiple of 1/16.
       num_classes: outputs of the classifier.
       dtype: compute dtype; parameters, and the classifier, stay float32.
       axis_name: the mapped axis (of `pmap` or `shard_map`) over which batch statistics are averaged; None keeps each device's own.
@@ -73,7 +73,7 @@ class WideResNet(nn.Module):
     """
 
     depth: int = 28
-    width: int = 10
+    width: float = 10
     num_classes: int = 10
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -81,12 +81,12 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
         blocks = blocks_per_stage(self.depth)
-        check_width(self.width)
+        channels = check_width(self.width)
         check_images(x_BxHxWxC)
         conv, norm = layers(self, train)
         x = conv(16, 3, name="stem")(x_BxHxWxC)
-        for number, (features, stride) in enumerate([(16, 1), (32, 2), (64, 2)], start=1):
-            block = functools.partial(PreActivationBlock, conv, norm, features * self.width)
+        for number, (features, stride) in enumerate([(channels, 1), (2 * channels, 2), (4 * channels, 2)], start=1):
+            block = functools.partial(PreActivationBlock, conv, norm, features)
             x = Stage(block, blocks, stride, name=f"stage{number}")(x)
         x_BxC = jnp.mean(nn.relu(norm(name="bn")(x)), axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.num_classes, kernel_init=HE_NORMAL, name="classifier")(x_BxC)
@@ -119,14 +119,14 @@ class WideBottleneckResNet(nn.Module):
     def __call__(self, x_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
         if self.depth not in BOTTLENECK_BLOCKS:
             raise ModelError(f"a bottleneck network has depth {', '.join(map(str, BOTTLENECK_BLOCKS))}; got {self.depth}")
-        check_width(self.width)
+        check_width(self.width, base=64)
         check_images(x_BxHxWxC)
         conv, norm = layers(self, train, kernel_init=HE_NORMAL_FAN_OUT)
         x = nn.relu(norm(name="bn")(conv(64, 7, 2, name="stem")(x_BxHxWxC)))
         x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
         for number, blocks in enumerate(BOTTLENECK_BLOCKS[self.depth]):
             inner = 64 * 2**number
-            block = functools.partial(BottleneckBlock, conv, norm, 4 * inner, inner * self.width)
+            block = functools.partial(BottleneckBlock, conv, norm, 4 * inner, int(inner * self.width))
             x = Stage(block, blocks, stride=1 if number == 0 else 2, name=f"stage{number + 1}")(x)
         x_BxC = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.num_classes, name="classifier")(x_BxC)
@@ -143,10 +143,12 @@ def blocks_per_stage(depth: int) -> int:
     return (depth - 4) // 6
 
 
-def check_width(width: int) -> None:
-    """`ModelError` unless width is a positive integer."""
-    if width < 1:
-        raise ModelError(f"the widening factor of a network is 1 or more; got {width}")
+def check_width(width: float, base: int = 16) -> int:
+    """`base` channels, widened; `ModelError` unless that is a whole number, 1 or more."""
+    channels = base * width
+    if channels < 1 or channels != int(channels):
+        raise ModelError(f"a widening factor is positive and a multiple of 1/{base}; got {width}")
+    return int(channels)
 
 
 def check_images(x_BxHxWxC: jax.Array) -> None:

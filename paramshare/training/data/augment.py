@@ -36,6 +36,7 @@ class Augment:
     cutout: int = 0
 
     def __post_init__(self) -> None:
+        """Refuses negative numbers."""
         for name in ("pad_crop", "cutout"):
             value = getattr(self, name)
             if value < 0:

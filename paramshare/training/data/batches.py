@@ -5,7 +5,7 @@ slice of each global batch and nothing else.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,9 @@ def train_batches(
 ) -> Iterator[Batch]:
     """The endless stream of training batches from step `start_step` on.
 
-    The global batch of step s holds the examples `train_indices(len(source), batch_size, seed, s)`; this process gets the contiguous
-    slice number `process_index` of `process_count`. Arrays are indexed in place; any other source is read by grain's threads, and if it has a
-    method `training_view(index, seed, epoch)`, that is what is batched in the place of `source[index]`.
+    The global batch of step s holds the examples `train_indices(len(source), batch_size, seed, s)`; this process gets the
+    contiguous slice number `process_index` of `process_count`. Arrays are indexed in place; any other source is read by grain's threads,
+    and if it has a method `training_view(index, seed, epoch)`, that is what is batched in the place of `source[index]`.
 
     Args:
         source: N examples.
@@ -66,7 +66,7 @@ def train_batches(
     size = own.stop - own.start
     view = getattr(source, "training_view", None)
 
-    def example(position: int) -> dict[str, Any]:
+    def example(position: int) -> Mapping[str, Any]:
         ahead, row = divmod(position, size)
         step = start_step + ahead
         index = int(train_indices(n, batch_size, seed, step)[own.start + row])
@@ -148,13 +148,15 @@ def _array_batches(source: ArraySource, batch_size: int, seed: int, step: int, o
 class _Positions:
     """Random access by position in a stream: what grain reads."""
 
-    example: Callable[[int], dict[str, Any]]
+    example: Callable[[int], Mapping[str, Any]]
     length: int
 
     def __len__(self) -> int:
+        """The number of examples."""
         return self.length
 
     def __getitem__(self, position: int) -> dict[str, Any]:
+        """The example at a position."""
         try:
             found = self.example(position)
         except DataError:

@@ -33,6 +33,7 @@ class CropSource:
     """
 
     def __init__(self, source: Source, size: int, channels: int = 3) -> None:
+        """Checks the sizes; reads nothing."""
         if size < 1:
             raise DataError(f"image_size={size}: a crop has at least one pixel; pass e.g. image_size=224")
         if channels not in (1, 3):
@@ -41,14 +42,18 @@ class CropSource:
         self.source, self.size, self.channels = source, size, channels
 
     def __len__(self) -> int:
+        """The number of examples."""
         return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
+        """The evaluation view of example `index`."""
         example = self.source[index]
         image = example["image"]
-        return {"image": resample(image, centre_box(*image.shape[:2]), self.size), "label": example["label"]}
+        height, width = image.shape[:2]
+        return {"image": resample(image, centre_box(height, width), self.size), "label": example["label"]}
 
     def __repr__(self) -> str:
+        """The source and the size."""
         return f"CropSource({self.source!r}, size={self.size})"
 
     def training_view(self, index: int, seed: int, epoch: int) -> Example:
@@ -56,7 +61,8 @@ class CropSource:
         example = self.source[index]
         image = example["image"]
         draws = (order.raw(4 * _TRIES + 1, seed, order.CROP, epoch, index) >> np.uint64(11)) * 2.0**-53  # uniform on [0, 1)
-        view = resample(image, random_box(*image.shape[:2], draws[1:]), self.size)
+        height, width = image.shape[:2]
+        view = resample(image, random_box(height, width, draws[1:]), self.size)
         return {"image": np.ascontiguousarray(view[:, ::-1]) if draws[0] < 0.5 else view, "label": example["label"]}
 
 

@@ -1,7 +1,7 @@
 """IDX, the file format of MNIST: a magic number, the sizes, then the bytes.
 
-The magic number is four bytes: 0, 0, the type of the elements (8 for unsigned bytes) and the number of dimensions; then one big-endian 32-bit
-size a dimension; then the elements, the last dimension running fastest. Files may be compressed with gzip, whatever their names say.
+The magic number is four bytes: 0, 0, the type of the elements (8 for unsigned bytes) and the number of dimensions; then one big-endian
+32-bit size a dimension; then the elements, the last dimension running fastest. Files may be compressed with gzip, whatever their names say.
 
 Reference: Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits".
 """

@@ -20,9 +20,13 @@ class Example(TypedDict):
 class Source(Protocol):
     """Anything with a length and examples by index."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """The number of examples."""
+        ...
 
-    def __getitem__(self, index: int, /) -> Example: ...
+    def __getitem__(self, index: int, /) -> Example:
+        """Example `index`, 0 <= index < len."""
+        ...
 
 
 class ArraySource:
@@ -45,6 +49,7 @@ class ArraySource:
     label: np.ndarray
 
     def __init__(self, image: Any, label: Any) -> None:
+        """Checks the arrays; labels are copied, images are not."""
         image, label = np.asarray(image), np.asarray(label)
         if image.ndim == 3:
             raise DataError(f"image has shape {image.shape}, without channels; (N, H, W, C) is wanted: pass image[..., None]")
@@ -61,12 +66,15 @@ class ArraySource:
         self.image, self.label = image, label.astype(np.int32)
 
     def __len__(self) -> int:
+        """The number of examples."""
         return len(self.image)
 
     def __getitem__(self, index: int) -> Example:
+        """Example `index`; its image is a view of the array."""
         return {"image": self.image[index], "label": int(self.label[index])}
 
     def __repr__(self) -> str:
+        """What is in it, without the arrays."""
         return f"ArraySource(image={self.image.shape}, label={self.label.shape})"
 
     def take(self, indices: np.ndarray) -> "ArraySource":
@@ -83,15 +91,19 @@ class Subset:
     """
 
     def __init__(self, source: Source, indices: np.ndarray) -> None:
+        """Reads nothing."""
         self.source, self.indices = source, indices
 
     def __len__(self) -> int:
+        """The number of examples."""
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Example:
+        """Example `indices[index]` of the source."""
         return self.source[int(self.indices[index])]
 
     def __repr__(self) -> str:
+        """What is in it, without the arrays."""
         return f"Subset({self.source!r}, {len(self)} examples)"
 
 

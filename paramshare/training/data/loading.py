@@ -25,9 +25,9 @@ def load(
     """Loads an image-classification set, preparing it the first time.
 
     Args:
-        name: "digits" (scikit-learn's, no download), "idx" (a folder of MNIST's format), or a set of tensorflow-datasets with an image and a
-            label: cifar10, cifar100, mnist, fashion_mnist, svhn_cropped, imagenet2012, ... Preparing those needs TensorFlow; reading
-            them does not.
+        name: "digits" (scikit-learn's, no download), "idx" (a folder of MNIST's format), or a set of tensorflow-datasets with an image and
+            a label: cifar10, cifar100, mnist, fashion_mnist, svhn_cropped, imagenet2012, ... Preparing those needs TensorFlow;
+            reading them does not.
         data_dir: where prepared sets lie; None for TFDS's default, ~/tensorflow_datasets.
         path: the folder of IDX files, for "idx" only.
         validation: part of the training examples held out, chosen by `seed`; 0 for none. A set with validation *and* test examples
@@ -54,7 +54,7 @@ def load(
     train = Records(builder, train_split, name)
     held = Records(builder, held_split, name) if held_split else None
     test = Records(builder, test_split, name)
-    constants = statistics.known(name.split("/")[0].split(":")[0]) or (None, None)
+    constants = statistics.known(name.split("/")[0].split(":")[0])
     shape = train.image_shape
     fixed = None not in shape
     if fixed and image_size is not None:
@@ -69,8 +69,8 @@ def load(
             seed=seed,
             num_classes=train.num_classes,
             train_examples=train_examples,
-            mean=constants[0],
-            std=constants[1],
+            mean=constants[0] if constants else None,
+            std=constants[1] if constants else None,
         )
     size = image_size or 224
 
@@ -80,7 +80,7 @@ def load(
     training, rest = order.held_out(len(train), 0 if held else validation, seed, train_examples)
     held_source: Source = Subset(train, rest) if held is None else Subset(held, np.arange(len(held) if validation else 0))
     part = view(Subset(train, training))
-    mean, std = constants if constants[0] else statistics.sampled(part)
+    mean, std = constants or statistics.sampled(part)
     image_shape = shape if fixed else (size, size, shape[2])
     if train.num_classes is None:
         raise DataError(f"the data set {name!r} does not say how many classes it has; choose one whose label is a ClassLabel")

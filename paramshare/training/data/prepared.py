@@ -91,9 +91,8 @@ def _constructed(make: Callable[[], Any], name: str, data_dir: str | None) -> An
         if _wants_tensorflow(error):
             raise DataError(_no_tensorflow(name)) from error
         where = f" in data_dir={data_dir!r}" if data_dir else ""
-        raise DataError(
-            f"the data set {name!r}{where} cannot be opened ({one_line(error)}); check its name and configuration, or delete it and prepare it again"
-        ) from error
+        remedy = "check its name and configuration, or delete it and prepare it again"
+        raise DataError(f"the data set {name!r}{where} cannot be opened ({one_line(error)}); {remedy}") from error
 
 
 def _prepare(found: Any, name: str) -> None:
@@ -114,7 +113,8 @@ def _prepare(found: Any, name: str) -> None:
 def needs_tensorflow(tfds: Any, found: Any) -> bool:
     """Whether preparing calls for TensorFlow, which is not there: TFDS encodes the pictures of its `Image` features with it.
 
-    Asked before anything is downloaded. A few sets hand over pictures that are encoded already and could do without; they are not told apart.
+    Asked before anything is downloaded. A few sets hand over encoded pictures and could do without;
+    they are not told apart.
     """
     if importlib.util.find_spec("tensorflow") is not None:
         return False
@@ -131,7 +131,8 @@ def _readable(found: Any) -> bool:
 
 
 def _no_tensorflow(name: str) -> str:
-    return f'the data set {name!r} is not prepared yet, and preparing it needs TensorFlow, which is not installed; run `pip install "paramshare[tfds]"`, then the same command again'
+    what = f"the data set {name!r} is not prepared yet, and preparing it needs TensorFlow, which is not installed"
+    return f'{what}; run `pip install "paramshare[tfds]"`, then the same command again'
 
 
 def _wants_tensorflow(error: BaseException | None) -> bool:
@@ -149,10 +150,11 @@ def _told(error: Exception, found: Any, name: str) -> str:
         return (
             f"the data set {name!r} cannot be written to {str(found.data_dir)!r} ({one_line(error)}); pass a data_dir that can be written"
         )
+    remedy = "then run the same command again"
     if found.MANUAL_DOWNLOAD_INSTRUCTIONS and "manual" in str(error).lower():
         place = pathlib.Path(found.data_dir_root) / "downloads" / "manual"
-        return f"the data set {name!r} must be downloaded by hand into {str(place)!r}; see {found.info.homepage}, then run the same command again"
-    return f"the data set {name!r} cannot be prepared in {str(found.data_dir)!r} ({one_line(error)}); mend that, then run the same command again"
+        return f"the data set {name!r} must be downloaded by hand into {str(place)!r}; see {found.info.homepage}, {remedy}"
+    return f"the data set {name!r} cannot be prepared in {str(found.data_dir)!r} ({one_line(error)}); mend that, {remedy}"
 
 
 def _remove_empty(folders: list[pathlib.Path]) -> None:

@@ -30,6 +30,7 @@ class Records:
     num_classes: int | None
 
     def __init__(self, builder: Any, split: str, name: str) -> None:
+        """Opens the split and checks what its examples are made of."""
         self.name, self.split, self._folder = name, split, str(builder.data_dir)
         features = builder.info.features
         there = sorted(features) if hasattr(features, "keys") else []
@@ -60,9 +61,11 @@ class Records:
             raise DataError(self._damaged(error)) from error
 
     def __len__(self) -> int:
+        """The number of examples."""
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
+        """Example `index`, read and decoded."""
         try:
             return self._example(self._records[index])
         except DataError:
@@ -71,6 +74,7 @@ class Records:
             raise DataError(self._damaged(error)) from error
 
     def __repr__(self) -> str:
+        """The set and the split."""
         return f"Records({self.name!r}, {self.split!r})"
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
@@ -96,12 +100,13 @@ class Records:
             raise DataError(f"an image of {self.name!r} is {image.shape} where the set promises {self.image_shape}; prepare it again")
         if label < 0:
             raise DataError(
-                f"an example of {self.name!r} ({self.split}) has the label {label}, for unlabelled; choose a set whose {self.split} is labelled"
+                f"the label {label} in {self.split} of {self.name!r} means unlabelled; choose a set whose {self.split} part is labelled"
             )
         return {"image": image, "label": label}
 
     def _damaged(self, error: Exception) -> str:
-        return f"the data set {self.name!r} in {self._folder!r} cannot be read ({one_line(error)}); delete that folder, then run the same command again"
+        what = f"the data set {self.name!r} in {self._folder!r} cannot be read ({one_line(error)})"
+        return f"{what}; delete that folder, then run the same command again"
 
 
 def with_channels(image: np.ndarray, channels: int) -> np.ndarray:

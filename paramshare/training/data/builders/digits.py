@@ -1,7 +1,7 @@
 """The handwritten digits that come with scikit-learn: 1,797 images of 8x8, ten classes.
 
-From the test part of the UCI set "Optical recognition of handwritten digits" (E. Alpaydin, C. Kaynak, 1998). It needs no download, and a small
-network learns it in seconds: the set for a first try, for tests and for notebooks.
+From the test part of the UCI set "Optical recognition of handwritten digits" (E. Alpaydin, C. Kaynak, 1998). It needs no download, and
+a small network learns it in seconds: the set for a first try, for tests and for notebooks.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,6 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
     name = "digits"
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Initial release."}
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(

@@ -25,9 +25,9 @@ class Idx(tfds.core.GeneratorBasedBuilder):
 
     name = "idx"
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Initial release."}
 
     def __init__(self, *, path: str | os.PathLike[str], **kwargs) -> None:
+        """Finds the files and names the configuration after what is in them."""
         self._folder = idx_files.find(path)
         self._parts: dict[str, tuple[np.ndarray, np.ndarray]] | None = None
         super().__init__(config=tfds.core.BuilderConfig(name=f"sha256-{idx_files.digest(self._folder)[:24]}"), **kwargs)
