@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -71,7 +72,16 @@ def _train(known: argparse.Namespace, rest: list[str]) -> int:
     from paramshare.training import config as configs
     from paramshare.training.loop import train
 
-    config = override(configs.load_file(known.config), rest, known.config)
+    if known.distributed:
+        import jax
+
+        jax.distributed.initialize()
+    helped = {"-h", "--help"} & set(rest)
+    if known.config is None and not helped:
+        raise CommandError("train needs a configuration: a Python file such as experiments/quickstart.py; see `paramshare train --help`")
+    if known.workdir is None and not helped:
+        raise CommandError("train needs --workdir DIR: where the run is kept, and found again when the same command is given again")
+    config = override(configs.load_file(known.config) if known.config else configs.Config(), rest, known.config or "CONFIG")
     result = train(config, known.workdir)
     report(pathlib.Path(known.workdir), config, result)
     return 0
@@ -83,17 +93,19 @@ def override(config: "Config", rest: list[str], file: str) -> "Config":
 
     from paramshare.training.config import Config
 
-    rest = [argument for argument in rest if argument != "--"]
     if {"-h", "--help"} & set(rest):
-        return tyro.cli(Config, default=config, args=["--help"], prog=f"paramshare train {file} --workdir DIR", description="Overrides of the configuration.")
+        about = "Trains a network, or goes on with an interrupted run. CONFIG is a Python file that sets `config`; the options override its fields. With "
+        about += "--distributed this is one process of several (TPU pods, Slurm): give the same command on every host, with a workdir that all can reach."
+        return tyro.cli(Config, default=config, args=["--help"], prog=f"paramshare train {file} --workdir DIR", description=about)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             config, unknown = tyro.cli(Config, default=config, args=rest, prog="paramshare train", return_unknown_args=True)
     except SystemExit:
-        text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", said.getvalue())
-        lines = [" ".join(line.split()) for line in text.splitlines()]
-        message = "; ".join(line for line in lines if line and not line.startswith(("Parsing error", "For full helptext")))
+        # tyro draws a box: a title, the error, and the help of the argument it is about. The error is what a line has room for.
+        lines = [" ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", line).split()) for line in said.getvalue().splitlines()]
+        body = itertools.takewhile(lambda line: not line.startswith(("Argument helptext", "For full helptext")), lines[1:])
+        message = " ".join(line for line in body if line.strip("- "))
         raise CommandError(f"{message}; see `paramshare train {file} --help`") from None
     if unknown:
         options = [f"--{name.replace('_', '-')}" for name in _field_names(config)]
@@ -230,8 +242,9 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     train = command("train", _train, "train a network, or go on with an interrupted run", add_help=False)
-    train.add_argument("config", metavar="CONFIG", help="a Python file that sets `config`")
-    train.add_argument("--workdir", required="--help" not in sys.argv and "-h" not in sys.argv, metavar="DIR", help="where the run is kept")
+    train.add_argument("config", metavar="CONFIG", nargs="?")
+    train.add_argument("--workdir", metavar="DIR")
+    train.add_argument("--distributed", action="store_true")
 
     evaluate = command("eval", _eval, "evaluate a trained network")
     evaluate.add_argument("workdir", metavar="WORKDIR", help="of a training run")

@@ -174,10 +174,10 @@ def _find(name: str) -> tuple[Family, dict[str, Any]]:
         numbers = family.parse(name)
         if numbers is not None and family.accepts(numbers):
             return family, numbers
-    near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.5)
     head = re.split(r"\d", name)[0].rstrip("-")
-    forms = sorted({family.form for family in FAMILIES if family.form.split("-{")[0] == head})
-    if forms:
-        raise ModelError(f"malformed model name {name!r}; names are of the form {' or '.join(forms)}" + (f", such as {near[0]}" if near else ""))
-    offer = f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(sorted({family.form for family in FAMILIES}))}"
-    raise ModelError(f"unknown model {name!r}; {offer}")
+    same = [family for family in FAMILIES if family.form.split("-{")[0] == head]
+    if same:
+        forms = sorted({family.form for family in same})
+        raise ModelError(f"malformed model name {name!r}; names are of the form {' or '.join(forms)}, such as {same[-1].examples[0]}")
+    near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.3)
+    raise ModelError(f"unknown model {name!r}; nearest: {', '.join(near)}" if near else f"unknown model {name!r}; `list_models()` lists them")

@@ -66,7 +66,8 @@ class Scheme(Protocol):
 
 def bank_dtype(sites: tuple[Site, ...]) -> jnp.dtype:
     """Banks are held in at least float32, whatever precision the sites' own parameters have."""
-    return jnp.result_type(jnp.float32, *(jnp.dtype(site.dtype) for site in sites))
+    # Not `jnp.result_type`: that refuses bfloat16 beside float32 where the user has set strict dtype promotion.
+    return max(jnp.dtype(jnp.float32), *(jnp.dtype(site.dtype) for site in sites), key=lambda dtype: dtype.itemsize)
 
 
 def check_equal_shapes(sites: tuple[Site, ...], scheme: Scheme) -> None:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from paramshare.shared import Shared
 from paramshare.training import config as configs
 from paramshare.training.config import Config, ConfigError
 from paramshare.training.data import ImageSet, load
@@ -122,16 +121,17 @@ def claim(workdir: pathlib.Path, config: Config) -> None:
         if changed:
             raise ConfigError(f"workdir {workdir} holds a run of another configuration ({'; '.join(changed)}); use a new --workdir, or the same settings")
         return
+    if jax.process_index() != 0:
+        return  # the first process is about to make it
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise ConfigError(f"workdir {workdir} is not empty and holds no run; use a new --workdir")
-    if jax.process_index() == 0:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            fresh = workdir / "config.json.tmp"
-            fresh.write_text(configs.to_json(config))
-            fresh.replace(stored)
-        except OSError as error:
-            raise ConfigError(f"workdir {workdir} cannot be written: {error}") from None
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        fresh = workdir / "config.json.tmp"
+        fresh.write_text(configs.to_json(config))
+        fresh.replace(stored)
+    except OSError as error:
+        raise ConfigError(f"workdir {workdir} cannot be written: {error}") from None
 
 
 def stored_config(workdir: pathlib.Path) -> Config:
@@ -140,8 +140,3 @@ def stored_config(workdir: pathlib.Path) -> Config:
     if not stored.is_file():
         raise ConfigError(f"{workdir} holds no run (no config.json); give the --workdir of a training run")
     return configs.from_json(stored.read_text())
-
-
-def is_shared(model: nn.Module) -> bool:
-    """Whether the model draws on banks."""
-    return isinstance(model, Shared)

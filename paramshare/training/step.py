@@ -61,7 +61,7 @@ def make_train_step(
         collections = jax.tree.map(lambda x: jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.inexact) else x, dict(collections))
         accuracy = jnp.mean(jnp.argmax(logits_BxK, axis=-1) == label_B, dtype=jnp.float32)
         loss, accuracy = jax.lax.pmean((loss, accuracy), AXIS)
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(gradient))
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
 
         def update() -> State:
             updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)

@@ -178,6 +178,8 @@ def _grain_batches(positions: _Positions, size: int, threads: int, prefetch: int
         iterator = iter(stream)
         try:
             yield from iterator
+        except DataError as error:  # grain adds lines of its own to whatever its threads raise
+            raise DataError(str(error).splitlines()[0]) from error
         finally:
             iterator.close()  # its threads would outlive a loop that is left early
 

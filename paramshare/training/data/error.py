@@ -48,6 +48,6 @@ def require(module: str, package: str, purpose: str) -> types.ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         remedy = f'run `pip install "{package}"`, then the same command again'
-        if error.name and error.name != module.split(".")[0]:
+        if error.name and error.name.split(".")[0] != module.split(".")[0]:
             raise DataError(f"{purpose} needs {package}, whose import failed ({one_line(error)}); {remedy}") from error
         raise DataError(f"{purpose} needs {package}, which is not installed; {remedy}") from error

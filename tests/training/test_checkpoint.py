@@ -1,0 +1,73 @@
+"""Checkpoints come back as they were, or say why not."""
+
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paramshare.training.checkpoint import CheckpointError, Checkpoints
+
+TREE = {"a": jnp.arange(6, dtype=jnp.float32).reshape(2, 3) / 7, "b": {"c": jnp.int32(3), "d": jnp.bool_(True)}}
+
+
+def saved(folder: pathlib.Path, steps=(1, 2, 3), keep=2) -> pathlib.Path:
+    with Checkpoints(folder, keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, jax.tree.map(lambda x: x if x.dtype == bool else x + step, TREE), {"step": step, "best": 0.1 + 0.2})
+    return folder
+
+
+def test_what_goes_in_comes_out_bit_for_bit(tmp_path):
+    with Checkpoints(saved(tmp_path / "c")) as checkpoints:
+        assert checkpoints.latest == 3
+        tree, notes = checkpoints.restore(TREE)
+        older, _ = checkpoints.restore(TREE, 2)
+    np.testing.assert_array_equal(tree["a"], TREE["a"] + 3)
+    assert tree["a"].dtype == np.float32 and tree["b"]["c"] == 6 and tree["b"]["d"]
+    assert notes == {"step": 3, "best": 0.1 + 0.2}
+    assert older["b"]["c"] == 5
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    saved(tmp_path / "c", range(1, 6))
+    assert {p.name for p in (tmp_path / "c").iterdir() if p.name.isdigit()} == {"4", "5"}
+
+
+def test_looking_for_a_checkpoint_makes_no_folder(tmp_path):
+    with Checkpoints(tmp_path / "none") as checkpoints:
+        assert checkpoints.latest is None
+        with pytest.raises(CheckpointError, match="no checkpoint in"):
+            checkpoints.restore(TREE)
+    assert not (tmp_path / "none").exists()
+
+
+def test_saving_a_step_again_leaves_it(tmp_path):
+    with Checkpoints(saved(tmp_path / "c")) as checkpoints:
+        checkpoints.save(3, TREE, {"step": -1})
+        assert checkpoints.restore(TREE)[1]["step"] == 3
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove arrays", "remove metadata"])
+def test_an_unreadable_checkpoint_is_named(tmp_path, damage):
+    step = saved(tmp_path / "c") / "3"
+    if damage == "truncate":
+        for file in [f for f in step.rglob("*") if f.is_file()]:
+            file.write_bytes(file.read_bytes()[:3])
+    elif damage == "remove arrays":
+        shutil.rmtree(step / "state")
+    else:
+        for file in step.rglob("_METADATA"):
+            file.unlink()
+        for file in step.rglob("manifest.ocdbt"):
+            file.unlink()
+    with Checkpoints(tmp_path / "c") as checkpoints, pytest.raises(CheckpointError, match=r"3 cannot be read .*; remove that folder"):
+        checkpoints.restore(TREE)
+
+
+@pytest.mark.parametrize("other", [{"a": jnp.zeros((3, 2)), "b": TREE["b"]}, {"a": TREE["a"]}, {**TREE, "e": jnp.zeros(2)}])
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, other):
+    with Checkpoints(saved(tmp_path / "c")) as checkpoints, pytest.raises(CheckpointError):
+        checkpoints.restore(other)

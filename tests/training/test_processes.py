@@ -1,0 +1,70 @@
+"""Two processes of two devices each train as one process of four does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+PROGRAM = """
+import json, sys
+import jax
+process, processes, port, workdir, mapping = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5]
+if processes > 1:
+    jax.distributed.initialize(f"localhost:{port}", processes, process)
+import flax.linen as nn
+from sklearn.datasets import load_digits
+from paramshare import Plan, Rule, Soft, share
+from paramshare.training.config import Config, Optimizer, Schedule
+from paramshare.training.data import Augment, from_arrays
+from paramshare.training.loop import train
+from paramshare.training.step import AXIS
+
+class Small(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        for i in range(3):
+            x = nn.Conv(8, (3, 3), use_bias=False, name=f"conv{i}")(x)
+            x = nn.relu(nn.BatchNorm(not train, momentum=0.9, axis_name=None if self.is_initializing() else AXIS)(x))
+        return nn.Dense(10)(x.mean((1, 2)))
+
+network = share(Small(), Plan(Rule("conv[12]/kernel", Soft(1))), jax.ShapeDtypeStruct((1, 8, 8, 1), "float32"))
+found = load_digits()
+image, label = (found.images * 15).astype("uint8")[..., None], found.target
+data = from_arrays((image[:160], label[:160]), (image[160:231], label[160:231]), validation=0.2)
+config = Config(augment=Augment(pad_crop=1), epochs=2, batch_size=64, log_every=1,
+                optimizer=Optimizer(learning_rate=0.05), schedule=Schedule("cosine"), mapping=mapping)
+assert jax.device_count() == 4 and jax.process_count() == processes
+result = train(config, workdir, model=network, data=data, quiet=True)
+print(json.dumps(result["last"]["test"]))
+"""
+
+
+def run(tmp_path, name: str, mapping: str, processes: int) -> tuple[list[dict], list[float]]:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = f"--xla_force_host_platform_device_count={4 // processes}"
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", PROGRAM]
+    started = [
+        subprocess.Popen([*command, str(i), str(processes), str(port), str(tmp_path / name), mapping], env=env, stdout=-1, stderr=-1, text=True)
+        for i in range(processes)
+    ]
+    said = [process.communicate(timeout=300) for process in started]
+    assert all(process.returncode == 0 for process in started), said
+    lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(out.splitlines()[-1]) for out, _ in said], [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+@pytest.mark.parametrize("mapping", ["pmap", "shard_map"])
+def test_two_processes_train_as_one(tmp_path, mapping):
+    (alone,), losses = run(tmp_path, "one", mapping, 1)
+    both, spread_losses = run(tmp_path, "two", mapping, 2)
+    assert both[0] == both[1] and both[0]["count"] == 71
+    assert len(losses) == 4  # one process wrote each line, once
+    np.testing.assert_allclose(spread_losses, losses, rtol=1e-4)
+    np.testing.assert_allclose(both[0]["loss"], alone["loss"], rtol=1e-3)

@@ -1,0 +1,148 @@
+"""The step: the same on any number of devices, through pmap and shard_map; it moves what is trainable and no more."""
+
+import dataclasses
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from paramshare import count
+from paramshare.training.devices import Devices
+from paramshare.training.run import prepare
+from paramshare.training.step import cross_entropy, make_train_step
+
+
+def batches(data, size, steps):
+    for i in range(steps):
+        part = slice(i * size, (i + 1) * size)
+        yield {"image": data.train.image[part], "label": data.train.label[part]}
+
+
+def stepper(config, data, devices, model):
+    run = prepare(config, model=model, data=data, devices=devices)
+    step = make_train_step(run.model, run.optimizer, config.augment, data.mean, data.std, seed=config.seed)
+    return run, run.devices.map(step), run.devices.replicate(jax.jit(run.init)())
+
+
+def losses(config, data, devices, model, steps=4):
+    run, step, state = stepper(config, data, devices, model)
+    found = []
+    for batch in batches(data, config.batch_size, steps):
+        state, metrics = step(state, None, run.devices.cut(batch))
+        found.append(float(metrics["loss"]))
+    return found, state
+
+
+@pytest.fixture(scope="module")
+def reference(config, digits, network):
+    """Four steps on one device."""
+    return losses(config, digits, jax.devices()[:1], network)
+
+
+@pytest.mark.parametrize("mapping", ["pmap", "shard_map"])
+def test_four_devices_give_the_losses_of_one(config, digits, network, reference, mapping):
+    expected, state = reference
+    found, spread = losses(dataclasses.replace(config, mapping=mapping), digits, jax.devices()[:4], network)
+    # Sums over a batch are taken in another order: a few units in the last place, which updates carry on and enlarge.
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=5e-5)
+    chex.assert_trees_all_close(jax.device_get(spread.variables), jax.device_get(state.variables), rtol=1e-2, atol=2e-4)
+
+
+def test_without_synchronised_statistics_devices_differ(config, digits, make_network, reference):
+    expected, _ = reference
+    found, _ = losses(config, digits, jax.devices()[:4], make_network(axis_name=None), steps=1)
+    assert abs(found[0] - expected[0]) > 1e-4
+
+
+def all_reduced(text):
+    """How many numbers each all-reduce of a compiled program moves."""
+    sizes = []
+    for line in text.splitlines():
+        if re.search(r"= .* all-reduce(-start)?\(", line):
+            result = line.split("=", 1)[1].split(" all-reduce")[0]
+            shapes = re.findall(r"(?:f32|bf16|s32|pred|u32)\[([\d,]*)\]", result)
+            sizes += [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes]
+    return sizes
+
+
+@pytest.mark.parametrize("mapping", ["pmap", "shard_map"])
+@pytest.mark.parametrize("plain", [False, True], ids=["shared", "plain"])
+def test_exactly_the_trainable_numbers_travel(digits, config, make_network, mapping, plain):
+    model = make_network(plain, axis_name=None)
+    run, step, state = stepper(dataclasses.replace(config, mapping=mapping), digits, jax.devices()[:4], model)
+    batch = run.devices.cut(next(batches(digits, config.batch_size, 1)))
+    text = step.lower(state, None, batch).compile().as_text()
+    statistics = sum(leaf.size for leaf in jax.tree.leaves(state.collections))
+    loss_and_accuracy = 2
+    assert sum(all_reduced(text)) == count(state.variables)["trainable"] + statistics + loss_and_accuracy
+
+
+def test_the_step_is_traced_once(digits, config, network):
+    run = prepare(config, model=network, data=digits, devices=jax.devices()[:2])
+    step = make_train_step(run.model, run.optimizer, config.augment, digits.mean, digits.std)
+    mapped = run.devices.map(chex.assert_max_traces(step, n=1))
+    state = run.devices.replicate(jax.jit(run.init)())
+    for batch in batches(digits, config.batch_size, 3):
+        state, _ = mapped(state, None, run.devices.cut(batch))
+    assert int(state.step) == 3
+
+
+def test_a_loss_that_is_not_finite_changes_nothing_ever_after(digits, config, network):
+    run, step, state = stepper(config, digits, jax.devices()[:2], network)
+    first, second = batches(digits, config.batch_size, 2)
+    state, metrics = step(state, None, run.devices.cut(first))
+    assert bool(metrics["finite"])
+    classifier = state.trainable["params"]["model"]["classifier"]
+    broken = jax.tree.map(lambda x: x, state)
+    broken.trainable["params"]["model"]["classifier"] = classifier | {"bias": classifier["bias"].at[0].set(jnp.inf)}
+    before = jax.device_get(broken)
+    after, metrics = step(run.devices.replicate(before), None, run.devices.cut(second))
+    assert not bool(metrics["finite"]) and bool(after.failed)
+    chex.assert_trees_all_equal(jax.device_get(after.variables), before.variables)
+    assert int(after.step) == int(before.step)
+    # Mended or not, a state that has failed is not trained on: later steps were already under way with it.
+    mended = after.replace(trainable=jax.device_get(state.trainable))
+    still, _ = step(run.devices.replicate(mended), None, run.devices.cut(second))
+    chex.assert_trees_all_equal(jax.device_get(still.trainable), jax.device_get(state.trainable))
+
+
+def test_images_on_the_device_give_the_same_step(digits, config, network):
+    run, step, state = stepper(config, digits, jax.devices()[:2], network)
+    index = np.arange(180, 244, dtype=np.int32)
+    resident = run.devices.replicate({"image": digits.train.image, "label": digits.train.label})
+    _, by_index = step(state, resident, run.devices.cut({"index": index}))
+    _, by_image = step(state, None, run.devices.cut({"image": digits.train.image[index], "label": digits.train.label[index]}))
+    chex.assert_trees_all_equal(jax.device_get(by_index), jax.device_get(by_image))
+
+
+def test_randomness_is_a_function_of_seed_and_step(digits, config, network):
+    run, step, state = stepper(config, digits, jax.devices()[:1], network)
+    batch = run.devices.cut(next(batches(digits, config.batch_size, 1)))
+    loss = [float(step(s, None, batch)[1]["loss"]) for s in (state, state, state.replace(step=state.step + 1))]
+    assert loss[0] == loss[1] != loss[2]
+
+
+def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(digits, config, make_network, reference):
+    found, state = losses(config, digits, jax.devices()[:1], make_network(dtype=jnp.bfloat16), steps=1)
+    np.testing.assert_allclose(found[0], reference[0][0], rtol=2e-2)  # bfloat16 keeps 8 bits
+    assert found[0] != reference[0][0]
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.trainable)} == {jnp.dtype("float32")}
+
+
+def test_label_smoothing_is_that_of_optax():
+    key = jax.random.key(0)
+    logits = 3 * jax.random.normal(key, (16, 7))
+    label = jax.random.randint(key, (16,), 0, 7)
+    for smoothing in (0.0, 0.1, 0.5):
+        expected = optax.softmax_cross_entropy(logits, optax.smooth_labels(jax.nn.one_hot(label, 7), smoothing))
+        np.testing.assert_allclose(cross_entropy(logits, label, smoothing), expected, rtol=1e-5)
+
+
+def test_devices_say_which_batch_sizes_divide():
+    with pytest.raises(ValueError, match=r"batch_size 66 .* 4 devices; try 64 or 68"):
+        Devices(devices=jax.devices()[:4]).check_batch(66)
