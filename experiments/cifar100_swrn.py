@@ -4,11 +4,11 @@ Command   paramshare train experiments/cifar100_swrn.py --workdir runs/cifar100-
           paramshare train experiments/cifar100_swrn.py --workdir runs/cifar100-wrn --model.name wrn-28-10
           Cutout: --augment.cutout 16
 Time      5.2 billion multiply-adds an image and pass; 200 epochs were not run by us: no accelerator was at hand
-Result    the paper's best CIFAR-100 error is 17.43 %. Its test error at each network of this recipe is not stated here, for the
-          paper's tables were not at hand; ours is not measured yet
-Source    the authors' public training code: 200 epochs, batch 128, SGD at 0.1 with Nesterov momentum 0.9, weight decay 5e-4 on all but coefficients, times 0.2 at
-          epochs 60, 120 and 160; flip, pad 4 and crop, normalise. Ours: 5,000 training images are held out for validation
-          (--data.validation 0 trains on all 50,000)
+Result    the paper's best CIFAR-100 error is 17.43 %. What it has for the networks named here is not stated, for its tables were
+          not at hand; ours is not measured yet
+Source    the authors' public training code: 200 epochs, batch 128, SGD at 0.1 with Nesterov momentum 0.9, weight decay 5e-4 on all
+          but coefficients, times 0.2 at epochs 60, 120 and 160; flip, pad 4 and crop, normalise. Ours: 5,000 training images are
+          held out for validation (--data.validation 0 trains on all 50,000)
 """
 
 from paramshare.training.config import Config, Data, Model, Optimizer, Schedule

@@ -2,8 +2,8 @@
 
     python experiments/compare.py CONFIG --models NAME ... --seeds 0 1 2 --out DIR [--overrides]
 
-Every run has a workdir of its own below DIR; started again, finished runs are read and interrupted ones go on. The table is printed, and written
-to DIR/table.md.
+Every run has a workdir of its own below DIR; started again, finished runs are read and interrupted ones go on. The table is
+printed, and written to DIR/table.md.
 """
 
 import argparse
@@ -43,13 +43,16 @@ def main() -> None:
     for name, found in results.items():
         last = [r["last"]["test"]["accuracy"] for r in found]
         chosen = [r["selected"]["test"]["accuracy"] for r in found if r["selected"]]
-        rows.append(f"| {name} | {found[0]['counts']['trainable']:,} | {_mean(last)} | {_mean(chosen)} | {', '.join(f'{a:.2%}' for a in last)} |")
+        rows.append(
+            f"| {name} | {found[0]['counts']['trainable']:,} | {_mean(last)} | {_mean(chosen)} | {', '.join(f'{a:.2%}' for a in last)} |"
+        )
 
     head = f"| network | trainable | test accuracy, last epoch, mean of {len(known.seeds)} seeds (std) | chosen by validation | each seed |"
     table = "\n".join([head, "|---|---|---|---|---|", *rows])
     some = next(iter(results.values()))[0]
     about = (
-        f"{datetime.date.today()}, {some['devices']} ({os.cpu_count()} cores, {platform.machine()}), Python {platform.python_version()}, jax {jax.__version__}; "
+        f"{datetime.date.today()}, {some['devices']} ({os.cpu_count()} cores, {platform.machine()}), "
+        f"Python {platform.python_version()}, jax {jax.__version__}; "
         f"{some['epochs']} epochs of {some['steps'] // some['epochs']} steps.\n\n    python {shlex.join(sys.argv)}\n"
     )
     (known.out / "table.md").write_text(f"{table}\n\n{about}")

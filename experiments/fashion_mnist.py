@@ -4,7 +4,8 @@ Command   paramshare train experiments/fashion_mnist.py --workdir runs/fashion-m
           and, where the four IDX files are at hand already: --data.name idx --data.path FOLDER
 Time      about 6 minutes on 2 CPU cores
 Result    see results/fashion_mnist.md, which also compares networks:
-          python experiments/compare.py experiments/fashion_mnist.py --models swrn-16-2-1 wrn-16-2 wrn-16-1.6875 --seeds 0 1 2 --out runs/fashion
+          python experiments/compare.py experiments/fashion_mnist.py \\
+              --models swrn-16-2-1 wrn-16-2 wrn-16-1.6875 --seeds 0 1 2 --out runs/fashion
 Source    the recipe of wide residual networks, cut down to one epoch; ours
 """
 

@@ -5,8 +5,8 @@ Command   paramshare train experiments/imagenet_swrn50_2.py --workdir runs/image
           TFDS prepares imagenet2012 from the two archives that image-net.org gives out by hand; its error message says where to put them
 Time      11.4 billion multiply-adds an image and pass; not run by us: neither the images nor an accelerator were at hand
 Result    not measured yet. 57,807,728 trainable numbers instead of 68,883,240
-Source    second-hand, and so a recipe rather than the paper's word: batch 256, SGD at 0.1 divided by 10 every 30 epochs, weight decay 1e-4, 100 epochs.
-          Crops: random area and aspect, flip; evaluation on the centre crop of 224
+Source    second-hand, and so a recipe rather than the paper's word: batch 256, SGD at 0.1 divided by 10 every 30 epochs, weight
+          decay 1e-4, 100 epochs. Crops: random area and aspect, flip; evaluation on the centre crop of 224
 """
 
 from paramshare.training.config import Config, Data, Model, Optimizer, Schedule

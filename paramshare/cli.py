@@ -94,8 +94,11 @@ def override(config: "Config", rest: list[str], file: str) -> "Config":
     from paramshare.training.config import Config
 
     if {"-h", "--help"} & set(rest):
-        about = "Trains a network, or goes on with an interrupted run. CONFIG is a Python file that sets `config`; the options override its fields. With "
-        about += "--distributed this is one process of several (TPU pods, Slurm): give the same command on every host, with a workdir that all can reach."
+        about = (
+            "Trains a network, or goes on with an interrupted run. CONFIG is a Python file that sets `config`; the options override "
+            "its fields. With --distributed this is one process of several (TPU pods, Slurm): give the same command on every host, "
+            "with a workdir that all can reach."
+        )
         return tyro.cli(Config, default=config, args=["--help"], prog=f"paramshare train {file} --workdir DIR", description=about)
     said = io.StringIO()
     try:
@@ -110,7 +113,9 @@ def override(config: "Config", rest: list[str], file: str) -> "Config":
     if unknown:
         options = [f"--{name.replace('_', '-')}" for name in _field_names(config)]
         near = difflib.get_close_matches(unknown[0], options, n=2, cutoff=0.5)
-        raise CommandError(f"no override {unknown[0]!r}; " + (f"nearest: {', '.join(near)}; " if near else "") + f"see `paramshare train {file} --help`")
+        raise CommandError(
+            f"no override {unknown[0]!r}; " + (f"nearest: {', '.join(near)}; " if near else "") + f"see `paramshare train {file} --help`"
+        )
     return config
 
 
@@ -149,15 +154,19 @@ def report(workdir: pathlib.Path, config: "Config", result: dict[str, Any]) -> N
             state, _ = checkpoints.restore(jax.eval_shape(run.init))
         pictures.append(workdir / "similarity.png")
         labels = {bank.name: site_labels(bank.sites) for bank in run.model.layout.banks}
-        similarity_maps(similarity(run.model, state.variables), pictures[1], labels=labels, title=f"{title}: layer similarity after training")
+        similarity_maps(
+            similarity(run.model, state.variables), pictures[1], labels=labels, title=f"{title}: layer similarity after training"
+        )
 
-    counts = result["counts"]
-    print(f"\n{title}: {result['epochs']} epochs in {result['seconds']:.0f} s, {result['images_per_second']:,.0f} images/s on {result['devices']}")
-    print(f"parameters     {counts['trainable']:,} trainable: banks {counts['banks']:,}, coefficients {counts['coefficients']:,}, private {counts['private']:,}")
+    counts, seconds, speed = result["counts"], result["seconds"], result["images_per_second"]
+    parts = ", ".join(f"{name} {counts[name]:,}" for name in ("banks", "coefficients", "private"))
+    print(f"\n{title}: {result['epochs']} epochs in {seconds:.0f} s, {speed:,.0f} images/s on {result['devices']}")
+    print(f"parameters     {counts['trainable']:,} trainable: {parts}")
     print(f"test accuracy  {_percent(result['last']['test'])} after the last epoch")
     if result["selected"]:
         chosen = result["selected"]
-        print(f"               {_percent(chosen['test'])} at epoch {chosen['epoch']}, chosen by validation ({chosen['validation_accuracy']:.2%} there)")
+        there = f"{chosen['validation_accuracy']:.2%} there"
+        print(f"               {_percent(chosen['test'])} at epoch {chosen['epoch']}, chosen by validation ({there})")
     for picture in pictures:
         print(f"picture        {picture}")
 
@@ -181,14 +190,27 @@ def _eval(known: argparse.Namespace, rest: list[str]) -> int:
     run = prepare(stored_config(workdir))
     source = getattr(run.data, known.split)
     if not len(source):
-        raise ConfigError(f"data set {run.data.name!r} has no {known.split} images in this run (data.validation={run.config.data.validation})")
+        raise ConfigError(
+            f"data set {run.data.name!r} has no {known.split} images in this run (data.validation={run.config.data.validation})"
+        )
     shapes = jax.eval_shape(run.init)
     with Checkpoints(workdir / ("best" if known.checkpoint == "best" else "checkpoints")) as checkpoints:
         step = checkpoints.latest
         state, _ = checkpoints.restore(shapes.variables if known.checkpoint == "best" else shapes)
     variables = state if known.checkpoint == "best" else state.variables
     found = make_evaluate(run)(variables, source)
-    print(json.dumps({"model": run.config.model.name, "data": run.data.name, "split": known.split, "checkpoint": known.checkpoint, "step": step, **found}))
+    print(
+        json.dumps(
+            {
+                "model": run.config.model.name,
+                "data": run.data.name,
+                "split": known.split,
+                "checkpoint": known.checkpoint,
+                "step": step,
+                **found,
+            }
+        )
+    )
     return 0
 
 

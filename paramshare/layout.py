@@ -94,9 +94,7 @@ class Layout:
                 raise PlanError(
                     f"no entry for bank {bank.name!r} in {where!r}, only {found}; pass the variables of a model shared by this same plan"
                 )
-            for site, weight in zip(
-                bank.sites, bank.scheme.expand(banks[bank.name], coefficients[bank.name], bank.sites), strict=True
-            ):
+            for site, weight in zip(bank.sites, bank.scheme.expand(banks[bank.name], coefficients[bank.name], bank.sites), strict=True):
                 weights[site.path][site.index] = weight
                 axes[site.path] = site.stack_axis
         return {
@@ -143,7 +141,9 @@ class Layout:
             trained = sum(bank.trainable)
             rows.append((bank.name, str(bank.scheme), str(len(bank.sites)), shape, f"{trained:,}", f"{bank.dense - trained:,}"))
         rows.append(("(private)", "", "", "", f"{self.private:,}", ""))
-        rows.append(("total", "", str(sum(len(b.sites) for b in self.banks)), "", f"{self.trainable:,}", f"{self.plain - self.trainable:,}"))
+        rows.append(
+            ("total", "", str(sum(len(b.sites) for b in self.banks)), "", f"{self.trainable:,}", f"{self.plain - self.trainable:,}")
+        )
         lines = table(rows, right={2, 4, 5})
         for bank in self.banks:
             lines += ["", f"{bank.name}:", *(f"  {site}" for site in bank.sites)]
@@ -153,7 +153,10 @@ class Layout:
 def table(rows: list[tuple[str, ...]], right: set[int] = frozenset()) -> list[str]:
     """Lines of a text table, the first row its head, columns in `right` aligned to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    ]
     return [lines[0], "  ".join("-" * w for w in widths), *lines[1:]]
 
 

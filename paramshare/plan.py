@@ -58,7 +58,9 @@ class Rule:
         try:
             self.bank.format(**dict.fromkeys(groups, ""))
         except (KeyError, IndexError, ValueError) as error:
-            raise PlanError(f"{self}: the bank's name {self.bank!r} asks for {error}, but the pattern's named groups are {list(groups)}") from None
+            raise PlanError(
+                f"{self}: the bank's name {self.bank!r} asks for {error}, but the pattern's named groups are {list(groups)}"
+            ) from None
 
     def __str__(self) -> str:
         return f"Rule({self.pattern!r})" if self.pattern is not None else f"Rule(paths={self.paths!r})"
@@ -167,7 +169,9 @@ class Plan:
             if taken:
                 first = self.rules[next(iter(taken.values()))]
                 raise PlanError(f"{rule} matches only parameters that earlier rules take, such as {next(iter(taken))!r}, taken by {first}")
-            raise PlanError(f"{rule} matches no parameter of the model (the whole path must match); nearest: {_nearest(rule.pattern, parameters)}")
+            raise PlanError(
+                f"{rule} matches no parameter of the model (the whole path must match); nearest: {_nearest(rule.pattern, parameters)}"
+            )
 
 
 def trace_parameters(model: nn.Module, *example_inputs: Any, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:

@@ -180,4 +180,6 @@ def _find(name: str) -> tuple[Family, dict[str, Any]]:
         forms = sorted({family.form for family in same})
         raise ModelError(f"malformed model name {name!r}; names are of the form {' or '.join(forms)}, such as {same[-1].examples[0]}")
     near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.3)
-    raise ModelError(f"unknown model {name!r}; nearest: {', '.join(near)}" if near else f"unknown model {name!r}; `list_models()` lists them")
+    raise ModelError(
+        f"unknown model {name!r}; nearest: {', '.join(near)}" if near else f"unknown model {name!r}; `list_models()` lists them"
+    )

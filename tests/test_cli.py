@@ -44,7 +44,10 @@ def refused(capsys, *arguments: str) -> str:
 
 BAD = {
     "unknown model": (["--model.name", "wrm-28-10"], "unknown model 'wrm-28-10'; nearest: wrn-28-10"),
-    "malformed model": (["--model.name", "swrn-28-10"], r"malformed model name 'swrn-28-10'; names are of the form swrn-{depth}-{width}-{templates}"),
+    "malformed model": (
+        ["--model.name", "swrn-28-10"],
+        r"malformed model name 'swrn-28-10'; names are of the form swrn-{depth}-{width}-{templates}",
+    ),
     "illegal depth": (["--model.name", "wrn-29-10"], "got 29, nearest are 28 and 34"),
     "no templates": (["--model.name", "swrn-28-10-0"], "Soft(templates=0): a bank needs at least one template"),
     "unknown set": (["--data.name", "digitz"], "there is no data set 'digitz'; did you mean digits"),

@@ -61,7 +61,9 @@ class Cost:
 
     def __str__(self) -> str:
         rows = [("layer", "bank", "weights", "private", "multiply-adds")]
-        rows += [(x.path, x.bank, f"{x.weights:,}", f"{x.private:,}", f"{x.multiply_adds:,}" if x.multiply_adds else "") for x in self.layers]
+        rows += [
+            (x.path, x.bank, f"{x.weights:,}", f"{x.private:,}", f"{x.multiply_adds:,}" if x.multiply_adds else "") for x in self.layers
+        ]
         lines = table(rows, right={2, 3, 4})
         saved = f" ({self.counts['trainable'] / self.plain:.1%} of the plain network's {self.plain:,})" if self.counts["banks"] else ""
         lines += [
@@ -107,7 +109,9 @@ def cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
             layers[owner]["banks"].append(bank_of[path])
         else:
             layers[owner]["private"] += size
-    rows = tuple(Layer(path, x["weights"], x["private"], ", ".join(dict.fromkeys(x["banks"])), work.get(path, 0)) for path, x in layers.items())
+    rows = tuple(
+        Layer(path, x["weights"], x["private"], ", ".join(dict.fromkeys(x["banks"])), work.get(path, 0)) for path, x in layers.items()
+    )
 
     generation = 0
     if isinstance(model, Shared):

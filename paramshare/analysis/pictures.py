@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 
-def learning_curves(lines: list[dict[str, Any]], file: str | pathlib.Path, *, title: str = "", test: Mapping[str, float] | None = None) -> None:
+def learning_curves(
+    lines: list[dict[str, Any]], file: str | pathlib.Path, *, title: str = "", test: Mapping[str, float] | None = None
+) -> None:
     """Draws loss and accuracy by epoch as a PNG.
 
     Args:
@@ -20,7 +22,9 @@ def learning_curves(lines: list[dict[str, Any]], file: str | pathlib.Path, *, ti
     epochs = [line for line in lines if line["kind"] == "epoch"]
     marker = "o" if len(epochs) < 3 else None
     for axes, name in ((left, "loss"), (right, "accuracy")):
-        axes.plot([line["epoch"] for line in epochs], [line[name] for line in epochs], color="C0", marker=marker, label="training (augmented)")
+        axes.plot(
+            [line["epoch"] for line in epochs], [line[name] for line in epochs], color="C0", marker=marker, label="training (augmented)"
+        )
         held = [line for line in epochs if f"validation_{name}" in line]
         if held:
             values = [line[f"validation_{name}"] for line in held]
@@ -36,7 +40,9 @@ def learning_curves(lines: list[dict[str, Any]], file: str | pathlib.Path, *, ti
     figure.savefig(file, dpi=120)
 
 
-def similarity_maps(matrices: Mapping[str, Any], file: str | pathlib.Path, *, labels: Mapping[str, list[str]] | None = None, title: str = "") -> None:
+def similarity_maps(
+    matrices: Mapping[str, Any], file: str | pathlib.Path, *, labels: Mapping[str, list[str]] | None = None, title: str = ""
+) -> None:
     """Draws the layer similarity matrix of every bank as a PNG of heat maps.
 
     Args:

@@ -71,7 +71,11 @@ def bank_dtype(sites: tuple[Site, ...]) -> jnp.dtype:
 
 
 def check_equal_shapes(sites: tuple[Site, ...], scheme: Scheme) -> None:
-    """Raises `SchemeError`, naming the first two sites that differ, unless all sites have one shape."""
+    """Raises `SchemeError`, naming the first two sites that differ, unless there are sites, of numbers, and all have one shape."""
+    if not sites:
+        raise SchemeError(f"{scheme} needs at least one site")
+    if not sites[0].size:
+        raise SchemeError(f"{sites[0]} is {sites[0].shape}, a weight without numbers; leave it out of the rule")
     for site in sites[1:]:
         if site.shape != sites[0].shape:
             raise SchemeError(

@@ -63,7 +63,9 @@ class Soft:
         self.check(sites)
         template_key, coefficient_key = jax.random.split(key)
         dtype = bank_dtype(sites)
-        templates_KxP = jax.random.normal(template_key, (self.templates, sites[0].size), dtype) * jnp.sqrt(2 / sites[0].fan_in).astype(dtype)
+        templates_KxP = jax.random.normal(template_key, (self.templates, sites[0].size), dtype) * jnp.sqrt(2 / sites[0].fan_in).astype(
+            dtype
+        )
         return {"templates": templates_KxP}, orthogonal(coefficient_key, len(sites), self.templates, dtype)
 
     def expand(self, bank: dict[str, jax.Array], coefficients: jax.Array, sites: tuple[Site, ...]) -> tuple[jax.Array, ...]:
@@ -98,12 +100,10 @@ class Soft:
             # Any A with orthonormal rows is exact with T = A^T W, and a dense one leaves no template without a gradient.
             coefficients = orthogonal(jax.random.key(0), len(sites), self.templates, dtype)
             return {"templates": jnp.matmul(coefficients.T, stack_LxP, precision=jax.lax.Precision.HIGHEST)}, coefficients
-        left_LxR, singular_R, right_RxP = jnp.linalg.svd(stack_LxP, full_matrices=False)
-        k = self.templates
-        if singular_R.shape[0] < k:  # kernels of fewer than k numbers: exact, the templates left over stay at rest
-            pad = k - singular_R.shape[0]
-            left_LxR, singular_R = jnp.pad(left_LxR, ((0, 0), (0, pad))), jnp.pad(singular_R, (0, pad))
-            right_RxP = jnp.pad(right_RxP, ((0, pad), (0, 0)))
+        k, size = self.templates, stack_LxP.shape[1]
+        left_LxR, singular_R, right_RxP = jnp.linalg.svd(stack_LxP, full_matrices=size < k)
+        if size < k:  # kernels of fewer than k numbers: exact; the templates left over are zero, their coefficients are not, so they train
+            singular_R, right_RxP = jnp.pad(singular_R, (0, k - size)), jnp.pad(right_RxP, ((0, k - size), (0, 0)))
         return {"templates": singular_R[:k, None] * right_RxP[:k]}, left_LxR[:, :k]
 
 

@@ -82,11 +82,14 @@ class Checkpoints:
         except Exception as error:  # Orbax and its storage raise whatever the damage leads them to
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
-                f"checkpoint {place} cannot be read ({type(error).__name__}: {reason}); remove that folder to go on from an earlier one, or use a new workdir"
+                f"checkpoint {place} cannot be read ({type(error).__name__}: {reason}); "
+                "remove that folder to go on from an earlier one, or use a new workdir"
             ) from error
         for (path, wanted), leaf in zip(jax.tree_util.tree_leaves_with_path(like), jax.tree.leaves(tree), strict=True):
             if np.shape(leaf) != wanted.shape:
-                raise CheckpointError(f"checkpoint {place} holds {jax.tree_util.keystr(path)} of shape {np.shape(leaf)}, the model wants {wanted.shape}")
+                raise CheckpointError(
+                    f"checkpoint {place} holds {jax.tree_util.keystr(path)} of shape {np.shape(leaf)}, the model wants {wanted.shape}"
+                )
         return jax.tree.map(np.asarray, tree), notes
 
     def _open(self) -> ocp.CheckpointManager:

@@ -84,7 +84,7 @@ class Config:
 
     model: Model = Model()
     data: Data = Data()
-    augment: Augment = Augment()
+    augment: Augment = Augment()  # noqa: RUF009 (frozen)
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     epochs: int = 200
@@ -122,17 +122,32 @@ class Config:
         require(0 <= self.optimizer.momentum < 1, "optimizer.momentum", self.optimizer.momentum, "in [0, 1)")
         decay = self.optimizer.weight_decay
         require(math.isfinite(decay) and decay >= 0, "optimizer.weight_decay", decay, "0 or more, and finite")
-        require(0 < self.schedule.factor, "schedule.factor", self.schedule.factor, "positive")
+        require(self.schedule.factor > 0, "schedule.factor", self.schedule.factor, "positive")
         milestones = self.schedule.milestones
-        require(list(milestones) == sorted(set(milestones)) and all(m > 0 for m in milestones), "schedule.milestones", milestones, "rising, from 1 on")
-        require(0 <= self.schedule.warmup_epochs < self.epochs, "schedule.warmup_epochs", self.schedule.warmup_epochs, "0 or more, and less than epochs")
+        require(
+            list(milestones) == sorted(set(milestones)) and all(m > 0 for m in milestones),
+            "schedule.milestones",
+            milestones,
+            "rising, from 1 on",
+        )
+        require(
+            0 <= self.schedule.warmup_epochs < self.epochs,
+            "schedule.warmup_epochs",
+            self.schedule.warmup_epochs,
+            "0 or more, and less than epochs",
+        )
         require(0 <= self.data.validation < 1, "data.validation", self.data.validation, "in [0, 1)")
         for field, hint in (("optimizer", Optimizer), ("schedule", Schedule), (None, Config)):
             part = getattr(self, field) if field else self
             for name, choices in typing.get_type_hints(hint).items():
                 if typing.get_origin(choices) is Literal:
                     options = typing.get_args(choices)
-                    require(getattr(part, name) in options, f"{field}.{name}" if field else name, getattr(part, name), f"one of {', '.join(options)}")
+                    require(
+                        getattr(part, name) in options,
+                        f"{field}.{name}" if field else name,
+                        getattr(part, name),
+                        f"one of {', '.join(options)}",
+                    )
 
 
 def load_file(path: str | pathlib.Path) -> Config:
@@ -143,7 +158,9 @@ def load_file(path: str | pathlib.Path) -> Config:
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise ConfigError(f"no configuration file {str(path)!r}; give the path of a Python file that sets `config`, such as experiments/quickstart.py")
+        raise ConfigError(
+            f"no configuration file {str(path)!r}; give the path of a Python file that sets `config`, such as experiments/quickstart.py"
+        )
     try:
         config = runpy.run_path(str(path)).get("config")
     except Exception as error:
@@ -179,7 +196,9 @@ def differences(ours: Config, theirs: Config) -> list[str]:
         return {key: leaf for name, part in value.items() for key, leaf in flat(part, f"{prefix}.{name}" if prefix else name).items()}
 
     a, b = flat(dataclasses.asdict(ours), ""), flat(dataclasses.asdict(theirs), "")
-    return [f"{key}: {b[key]!r} -> {a[key]!r}" for key in a if a[key] != b[key] and key not in ("log_every", "tensorboard", "checkpoint_every")]
+    return [
+        f"{key}: {b[key]!r} -> {a[key]!r}" for key in a if a[key] != b[key] and key not in ("log_every", "tensorboard", "checkpoint_every")
+    ]
 
 
 def _build(kind: Any, value: Any) -> Any:

@@ -24,6 +24,8 @@ from paramshare.training.run import Run, claim, prepare
 from paramshare.training.state import State
 from paramshare.training.step import make_train_step
 
+REFRESH_SECONDS = 1.0  # of the progress bar; each refresh waits for the step under way
+
 
 class NonFinite(RuntimeError):
     """A loss or a gradient was not finite. The update was not applied."""
@@ -66,9 +68,9 @@ def train(
 ) -> dict[str, Any]:
     """Trains a network, or goes on with a run that was interrupted.
 
-    The workdir then holds `config.json`, `metrics.jsonl`, `checkpoints/` (the newest states), `best/` (the state of the epoch with the highest
-    validation accuracy), and in the end `result.json`. Called again with the same configuration it resumes, and
-    arrives at the same parameters, bit for bit, as if it had never stopped.
+    The workdir then holds `config.json`, `metrics.jsonl`, `checkpoints/` (the newest states), `best/` (the variables of the epoch with
+    the highest validation accuracy), and in the end `result.json`. Called again with the same configuration it resumes, and arrives
+    at the same parameters, bit for bit, as if it had never stopped.
 
     Args:
       config: the configuration.
@@ -112,7 +114,9 @@ def train(
         # --- Train and validate
         update = _train_function(run)
         evaluate = make_evaluate(run)
-        pending: list[dict[str, jax.Array]] = []
+        pending: list[dict[str, jax.Array]] = []  # measured, perhaps not computed yet
+        window: list[dict[str, float]] = []  # fetched, not yet in a line of metrics
+        fetched = time.monotonic()
         try:
             for inputs in _inputs(run, step):
                 state, measured = update(state, inputs)
@@ -120,21 +124,36 @@ def train(
                 step += 1
                 epoch, of_epoch = divmod(step, run.steps_per_epoch)
                 stop = signals.stop(step)
-                if step % config.log_every == 0 or of_epoch == 0 or stop:
-                    line = _fetch(pending, step)
-                    progress.add(line)
-                    pending = []
-                    bar.update(len(line) * config.batch_size)
-                    bar.set_postfix(epoch=f"{-(-step // run.steps_per_epoch)}/{config.epochs}", loss=f"{line[-1]['loss']:.3f}", acc=f"{np.mean([m['accuracy'] for m in line]):.3f}")
-                    means = {name: float(np.mean([m[name] for m in line])) for name in ("loss", "accuracy")}
-                    metrics.write("train", step, **means, learning_rate=float(run.rate(step - 1)))
+                line_due = step % config.log_every == 0 or of_epoch == 0
+                if line_due or stop or time.monotonic() - fetched > REFRESH_SECONDS:
+                    found = _fetch(pending, step)
+                    progress.add(found)
+                    window, pending, fetched = window + found, [], time.monotonic()
+                    bar.update(len(found) * config.batch_size)
+                    bar.set_postfix(
+                        epoch=f"{-(-step // run.steps_per_epoch)}/{config.epochs}",
+                        loss=f"{_mean(window, 'loss'):.3f}",
+                        acc=f"{_mean(window, 'accuracy'):.3f}",
+                    )
+                if line_due:
+                    metrics.write(
+                        "train",
+                        step,
+                        loss=_mean(window, "loss"),
+                        accuracy=_mean(window, "accuracy"),
+                        learning_rate=float(run.rate(step - 1)),
+                    )
+                    window = []
                 if of_epoch == 0:
                     _finish_epoch(run, epoch, step, state, progress, evaluate, best, metrics, bar)
                 progress.seconds = time.monotonic() - started
                 if stop or step == run.steps or (of_epoch == 0 and epoch % config.checkpoint_every == 0):
                     newest.save(step, state, dataclasses.asdict(progress), wait=bool(stop))
                 if stop and step < run.steps:
-                    raise Interrupted(f"interrupted at step {step} of {run.steps}; state saved in {newest.folder}; the same command goes on from there", stop)
+                    raise Interrupted(
+                        f"interrupted at step {step} of {run.steps}; state saved in {newest.folder}; the same command goes on from there",
+                        stop,
+                    )
         finally:
             bar.close()
             metrics.close()
@@ -183,6 +202,10 @@ def _fetch(pending: list[dict[str, jax.Array]], step: int) -> list[dict[str, flo
     return lines
 
 
+def _mean(lines: list[dict[str, float]], name: str) -> float:
+    return float(np.mean([line[name] for line in lines]))
+
+
 def _finish_epoch(
     run: Run, epoch: int, step: int, state: State, progress: Progress, evaluate: Any, best: Checkpoints, metrics: MetricsFile, bar: tqdm
 ) -> None:
@@ -191,7 +214,9 @@ def _finish_epoch(
     if len(run.data.validation) and (epoch % run.config.validate_every == 0 or epoch == run.config.epochs):
         found = evaluate(state.variables, run.data.validation)
         line |= {"validation_loss": found["loss"], "validation_accuracy": found["accuracy"]}
-        bar.set_postfix(epoch=f"{epoch}/{run.config.epochs}", loss=f"{line['loss']:.3f}", acc=f"{line['accuracy']:.3f}", val=f"{found['accuracy']:.3f}")
+        bar.set_postfix(
+            epoch=f"{epoch}/{run.config.epochs}", loss=f"{line['loss']:.3f}", acc=f"{line['accuracy']:.3f}", val=f"{found['accuracy']:.3f}"
+        )
         if found["accuracy"] > progress.best_accuracy:
             progress.best_accuracy, progress.best_epoch = found["accuracy"], epoch
             best.save(step, state.variables, {"epoch": epoch, "validation_accuracy": found["accuracy"]})
@@ -223,7 +248,16 @@ def _result(run: Run, state: State, progress: Progress, evaluate: Any, best: Che
 
 def _bar(run: Run, step: int, *, hidden: bool) -> tqdm:
     size = run.config.batch_size
-    return tqdm(total=run.steps * size, initial=step * size, unit="img", unit_scale=True, desc=run.config.model.name, disable=hidden, dynamic_ncols=True, mininterval=0.5)
+    return tqdm(
+        total=run.steps * size,
+        initial=step * size,
+        unit="img",
+        unit_scale=True,
+        desc=run.config.model.name,
+        disable=hidden,
+        dynamic_ncols=True,
+        mininterval=0.5,
+    )
 
 
 class _Signals:

@@ -54,7 +54,9 @@ class Run:
         return init_state(self.model, self.optimizer, self.data.image_shape, self.config.seed)
 
 
-def prepare(config: Config, *, model: nn.Module | None = None, data: ImageSet | None = None, devices: list[jax.Device] | None = None) -> Run:
+def prepare(
+    config: Config, *, model: nn.Module | None = None, data: ImageSet | None = None, devices: list[jax.Device] | None = None
+) -> Run:
     """Checks a configuration as a whole, before anything is written or trained.
 
     Args:
@@ -81,11 +83,16 @@ def prepare(config: Config, *, model: nn.Module | None = None, data: ImageSet | 
             image_size=wanted.image_size,
         )
     if config.batch_size > len(data.train):
-        raise ConfigError(f"batch_size {config.batch_size} is larger than the {len(data.train)} training images of {data.name!r}; make it smaller")
+        raise ConfigError(
+            f"batch_size {config.batch_size} is larger than the {len(data.train)} training images of {data.name!r}; make it smaller"
+        )
     config.augment.check(*data.image_shape[:2])
     classes = config.model.num_classes
     if classes is not None and classes != data.num_classes:
-        raise ConfigError(f"model.num_classes is {classes}, but data set {data.name!r} has {data.num_classes} classes; leave it out, or change the data set")
+        raise ConfigError(
+            f"model.num_classes is {classes}, but data set {data.name!r} has {data.num_classes} classes; "
+            "leave it out, or change the data set"
+        )
     if model is None:
         options: dict[str, Any] = {"dtype": jnp.bfloat16} if config.model.bfloat16 else {}
         options |= {"axis_name": AXIS} if config.model.sync_batch_norm else {}
@@ -105,8 +112,9 @@ def check_model(model: nn.Module, name: str, data: ImageSet) -> None:
     except Exception as error:  # a model may fail on a wrong shape in any way it likes
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"model {name!r} cannot take images of shape {data.image_shape} (data set {data.name!r}): {reason}") from error
-    if getattr(logits, "shape", None) != (1, data.num_classes):
-        raise ConfigError(f"model {name!r} gives {getattr(logits, 'shape', None)} for one image; data set {data.name!r} has {data.num_classes} classes: (1, {data.num_classes}) is wanted")
+    found, wanted = getattr(logits, "shape", None), (1, data.num_classes)
+    if found != wanted:
+        raise ConfigError(f"model {name!r} gives {found} for one image of data set {data.name!r}; one number a class is wanted, {wanted}")
 
 
 def claim(workdir: pathlib.Path, config: Config) -> None:
@@ -119,7 +127,9 @@ def claim(workdir: pathlib.Path, config: Config) -> None:
     if stored.is_file():
         changed = configs.differences(config, configs.from_json(stored.read_text()))
         if changed:
-            raise ConfigError(f"workdir {workdir} holds a run of another configuration ({'; '.join(changed)}); use a new --workdir, or the same settings")
+            raise ConfigError(
+                f"workdir {workdir} holds a run of another configuration ({'; '.join(changed)}); use a new --workdir, or the same settings"
+            )
         return
     if jax.process_index() != 0:
         return  # the first process is about to make it

@@ -34,8 +34,8 @@ def make_train_step(
 
     Gradients are averaged over devices on `state.trainable`, and nothing larger: kernels made from banks never travel. Randomness
     is a function of (seed, step, position in the global batch), so that it does not depend on the number of devices; except for the
-    model's own dropout, which also takes the device's number. If the loss or a gradient is not finite, on any device, the update is not applied, and no
-    later one either.
+    model's own dropout, which also takes the device's number. If the loss or a gradient is not finite, on any device, the update
+    is not applied, and no later one either.
 
     Metrics, the same on all devices: `loss` (mean cross entropy), `accuracy`, `finite`.
     """

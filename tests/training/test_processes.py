@@ -51,7 +51,9 @@ def run(tmp_path, name: str, mapping: str, processes: int) -> tuple[list[dict], 
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, "-c", PROGRAM]
     started = [
-        subprocess.Popen([*command, str(i), str(processes), str(port), str(tmp_path / name), mapping], env=env, stdout=-1, stderr=-1, text=True)
+        subprocess.Popen(
+            [*command, str(i), str(processes), str(port), str(tmp_path / name), mapping], env=env, stdout=-1, stderr=-1, text=True
+        )
         for i in range(processes)
     ]
     said = [process.communicate(timeout=300) for process in started]

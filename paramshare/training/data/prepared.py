@@ -8,6 +8,7 @@ import io
 import os
 import pathlib
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -98,16 +99,17 @@ def _constructed(make: Callable[[], Any], name: str, data_dir: str | None) -> An
 def _prepare(found: Any, name: str) -> None:
     downloads = pathlib.Path(found.data_dir_root) / "downloads"
     target = pathlib.Path(found.data_dir)
-    unused = [p for p in (downloads / "extracted", downloads) if not p.exists()]
-    unfinished = [*unused, *(p for p in target.parents if not p.exists())]
-    try:
-        found.download_and_prepare(file_format=_FORMAT)
-    except Exception as error:
-        if (target / "dataset_info.json").exists():
-            return  # another process was first: renaming onto its folder fails, and ours has been removed
-        _remove_empty(unfinished)
-        raise error if isinstance(error, DataError) else DataError(_told(error, found, name)) from error
-    _remove_empty(unused)
+    absent = [p for p in (downloads / "extracted", downloads, *target.parents) if not p.exists()]
+    with contextlib.ExitStack() as stack:
+        # Our own sets download nothing, and are to leave no empty folder for it: two processes could not agree on who removes it.
+        scratch = stack.enter_context(tempfile.TemporaryDirectory()) if name in OWN else None
+        try:
+            found.download_and_prepare(file_format=_FORMAT, download_dir=scratch)
+        except Exception as error:
+            if (target / "dataset_info.json").exists():
+                return  # another process was first: renaming onto its folder fails, and ours has been removed
+            _remove_empty(absent)
+            raise error if isinstance(error, DataError) else DataError(_told(error, found, name)) from error
 
 
 def needs_tensorflow(tfds: Any, found: Any) -> bool:

@@ -1,0 +1,152 @@
+"""Wide residual networks against a forward pass written by hand, and what they refuse."""
+
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paramshare.models import ModelError, WideBottleneckResNet, WideResNet
+from paramshare.models.wide_resnet import BottleneckBlock, PreActivationBlock
+
+IMAGES = jax.random.normal(jax.random.key(5), (2, 8, 8, 3))
+
+
+def conv(x, kernel, stride=1):
+    """Cross-correlation as a sum over the taps of the kernel; zeros around the image, as many on each side."""
+    size, half = kernel.shape[0], kernel.shape[0] // 2
+    height, width = ((n + 2 * half - size) // stride + 1 for n in x.shape[1:3])
+    x = np.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
+    taps = [(i, j) for i in range(size) for j in range(size)]
+    return sum(x[:, i : i + stride * height : stride, j : j + stride * width : stride][:, :height, :width] @ kernel[i, j] for i, j in taps)
+
+
+def norm(x, params, stats=None):
+    mean, var = (stats["mean"], stats["var"]) if stats else (x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2)))
+    return (x - mean) / np.sqrt(var + 1e-5) * params["scale"] + params["bias"]
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def disturbed(variables):
+    """Variables without the ones and zeros that a fresh network has."""
+    return jax.tree.map(lambda x: np.asarray(x, np.float64) + 0.1 * np.sin(np.arange(x.size)).reshape(x.shape), nn.meta.unbox(variables))
+
+
+def block_by_hand(p, x, stride, s=None):
+    o = relu(norm(x, p["bn1"], s and s["bn1"]))
+    r = conv(o, p["shortcut"]["kernel"], stride) if "shortcut" in p else x
+    o = conv(o, p["conv1"]["kernel"], stride)
+    return r + conv(relu(norm(o, p["bn2"], s and s["bn2"])), p["conv2"]["kernel"])
+
+
+def parts(train: bool):
+    convolution = lambda f, k, stride=1, **o: nn.Conv(f, (k, k), stride, k // 2, use_bias=False, **o)  # noqa: E731
+    return convolution, functools.partial(nn.BatchNorm, use_running_average=not train)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(("channels", "stride", "size"), [(6, 1, 8), (8, 1, 8), (8, 2, 8), (8, 2, 7), (6, 1, 5)])
+def test_pre_activation_block(channels, stride, size, train):
+    x = np.asarray(jax.random.normal(jax.random.key(0), (2, size, size, 6)), np.float64)
+    block = PreActivationBlock(*parts(train), channels, stride)
+    variables = disturbed(block.init(jax.random.key(1), jnp.asarray(x, jnp.float32)))
+    assert ("shortcut" in variables["params"]) == (channels != 6)  # exists only when the width changes
+    single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), variables)
+    output, _ = block.apply(single, jnp.asarray(x, jnp.float32), mutable=["batch_stats"])
+    wanted = block_by_hand(variables["params"], x, stride, None if train else variables["batch_stats"])
+    np.testing.assert_allclose(output, wanted, rtol=2e-4, atol=2e-5)  # float32 sums of 9 x 8 terms, against float64
+
+
+def test_bottleneck_block():
+    x = np.asarray(jax.random.normal(jax.random.key(0), (2, 8, 8, 6)), np.float64)
+    block = BottleneckBlock(*parts(False), 12, 4, 2)
+    variables = disturbed(block.init(jax.random.key(1), jnp.asarray(x, jnp.float32)))
+    p, s = variables["params"], variables["batch_stats"]
+    h = relu(norm(conv(x, p["conv1"]["kernel"]), p["bn1"], s["bn1"]))
+    h = relu(norm(conv(h, p["conv2"]["kernel"], 2), p["bn2"], s["bn2"]))  # the 3x3 strides
+    r = norm(conv(x, p["shortcut"]["kernel"], 2), p["shortcut_bn"], s["shortcut_bn"])
+    wanted = relu(r + norm(conv(h, p["conv3"]["kernel"]), p["bn3"], s["bn3"]))
+    single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), variables)
+    np.testing.assert_allclose(block.apply(single, jnp.asarray(x, jnp.float32)), wanted, rtol=2e-4, atol=2e-5)
+
+
+def test_the_whole_network():
+    model = WideResNet(depth=16, width=0.25, num_classes=7)
+    variables = disturbed(jax.jit(model.init)(jax.random.key(1), IMAGES))
+    p, s = variables["params"], variables["batch_stats"]
+    x = conv(np.asarray(IMAGES, np.float64), p["stem"]["kernel"])
+    for stage, stride in (("stage1", 1), ("stage2", 2), ("stage3", 2)):
+        for name in ("block1", "block2"):
+            x = block_by_hand(p[stage][name], x, stride if name == "block1" else 1, s[stage][name])
+    assert x.shape == (2, 2, 2, 16)
+    wanted = relu(norm(x, p["bn"], s["bn"])).mean(axis=(1, 2)) @ p["classifier"]["kernel"] + p["classifier"]["bias"]
+    single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), variables)
+    np.testing.assert_allclose(jax.jit(model.apply)(single, IMAGES), wanted, rtol=5e-4, atol=5e-4 * np.abs(wanted).max())
+
+
+def test_initialisation_is_he_normal_with_fan_in():
+    params = WideResNet(depth=10, width=4).init(jax.random.key(0), IMAGES)["params"]
+    for path, kernel in jax.tree_util.tree_leaves_with_path(params):
+        if path[-1].key == "kernel" and kernel.size > 5000:
+            fan_in = kernel.size // kernel.shape[-1]
+            assert np.mean(np.square(kernel)) == pytest.approx(2 / fan_in, rel=5 * np.sqrt(2 / kernel.size))
+    assert not np.any(params["classifier"]["bias"])
+    kernel = params["classifier"]["kernel"]
+    assert np.std(kernel) == pytest.approx(np.sqrt(2 / 256), rel=5 / np.sqrt(2 * kernel.size))
+
+
+@pytest.mark.parametrize(("model", "size", "features"), [(WideResNet(10, 1), 33, 64), (WideBottleneckResNet(50, 2), 224, 2048)])
+def test_feature_maps(model, size, features):
+    x = jax.ShapeDtypeStruct((3, size, size, 3), jnp.float32)
+    logits, state = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, capture_intermediates=True, mutable=True), x)
+    assert logits.shape == (3, model.num_classes)
+    last = 9 if size == 33 else 7  # symmetric padding rounds up: 33, 17, 9; 224, 112, 56, 28, 14, 7
+    number = 3 if size == 33 else 4
+    assert state["intermediates"][f"stage{number}"]["__call__"][0].shape == (3, last, last, features)
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_logits():
+    model = WideResNet(10, 1, dtype=jnp.bfloat16)
+    with jax.numpy_dtype_promotion("standard"):  # Flax's BatchNorm subtracts float32 means from bfloat16 images
+        logits, variables = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x), IMAGES)
+    assert {leaf.dtype for leaf in jax.tree.leaves((variables, logits))} == {jnp.dtype(jnp.float32)}
+
+
+def test_statistics_of_a_cut_batch_are_those_of_the_whole_with_an_axis_name():
+    model = WideResNet(10, 1, axis_name="device")
+    variables = jax.jit(model.init)(jax.random.key(0), IMAGES[:1])
+    train = lambda m: lambda v, x: m.apply(v, x, True, mutable=["batch_stats"])  # noqa: E731
+    cut = jax.jit(jax.vmap(train(model), (None, 0), axis_name="device"))(variables, IMAGES[:, None])
+    whole = jax.jit(train(WideResNet(10, 1)))(variables, IMAGES)
+    chex.assert_trees_all_close(cut[0][:, 0], whole[0], rtol=1e-3, atol=1e-3)
+    chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[0], cut[1]), whole[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [0, 4, 9, 12, 27, -2])
+def test_illegal_depths(depth):
+    with pytest.raises(ModelError, match=rf"depth 6 n \+ 4 .*got {depth}, nearest are"):
+        WideResNet(depth, 1).init(jax.random.key(0), IMAGES)
+
+
+@pytest.mark.parametrize("width", [0, -1, 0.03, 1.01])
+def test_illegal_widths(width):
+    with pytest.raises(ModelError, match=f"multiple of 1/16; got {width}"):
+        WideResNet(10, width).init(jax.random.key(0), IMAGES)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (2, 8, 8), (2, 0, 8, 3), (2, 64), ()])
+@pytest.mark.parametrize("model", [WideResNet(10, 1), WideBottleneckResNet()])
+def test_what_is_no_batch_of_images(model, shape):
+    with pytest.raises(ModelError, match="images must be of shape"):
+        model.init(jax.random.key(0), jnp.zeros(shape))
+
+
+def test_bottleneck_depths():
+    with pytest.raises(ModelError, match="50, 101, 152; got 34"):
+        WideBottleneckResNet(34).init(jax.random.key(0), IMAGES)

@@ -1,0 +1,127 @@
+"""`Shared` over lifted Flax modules: layers stacked by `nn.scan` and `nn.vmap`, boxed parameters, several precisions."""
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import paramshare
+from paramshare import Plan, Rule, Soft
+
+KEY = jax.random.key(0)
+X = jax.random.normal(jax.random.key(1), (4, 8))
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # five float32 layers, one after another
+
+
+class Step(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.tanh(nn.Dense(8, name="dense")(x)), None
+
+
+class Scanned(nn.Module):
+    """Five layers in one stacked parameter, between two of the same shape that are not stacked."""
+
+    axis: int = 0
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        step = nn.remat(Step) if self.remat else Step
+        layers = nn.scan(step, {"params": self.axis}, split_rngs={"params": True}, length=5)(name="layers")
+        x, _ = layers(nn.Dense(8, name="first")(x), None)
+        return nn.Dense(8, name="last")(x)
+
+
+@pytest.mark.parametrize(("axis", "remat"), [(0, False), (1, True), (2, False)])
+def test_scanned_layers_share_with_one_another_and_with_others(axis, remat):
+    model = Scanned(axis, remat)
+    plan = Plan(Rule("layers/dense/kernel", Soft(2), stack_axis=axis), Rule("(first|last)/kernel", Soft(2)))
+    shared = paramshare.share(model, plan, X)
+    where = [str(site) for site in shared.layout["shared"].sites]
+    assert where == ["first/kernel", *(f"layers/dense/kernel[{i}]" for i in range(5)), "last/kernel"]
+    variables = jax.jit(shared.init)(KEY, X)
+    stacked = shared.expand(variables)["params"]["layers"]["dense"]["kernel"]
+    kernels = Soft(2).expand(variables["banks"]["shared"], variables["params"]["coefficients"]["shared"], shared.layout["shared"].sites)
+    for i in range(5):
+        np.testing.assert_array_equal(jnp.take(stacked, i, axis), kernels[1 + i])
+    # By hand: seven layers with these kernels and the scan's own biases.
+    private, y = variables["params"]["model"], X
+    biases = [private["first"]["bias"], *private["layers"]["dense"]["bias"], private["last"]["bias"]]
+    if axis:
+        biases[1:-1] = list(jnp.moveaxis(private["layers"]["dense"]["bias"], min(axis, 1), 0))
+    for i, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
+        y = y @ kernel + bias[None]
+        y = nn.tanh(y) if 0 < i < 6 else y
+    chex.assert_trees_all_close(jax.jit(shared.apply)(variables, X), y, **CLOSE)
+    chex.assert_trees_all_close(model.apply(shared.expand(variables), X), y, **CLOSE)
+    gradient = jax.jit(jax.grad(lambda v: jnp.sum(shared.apply(v, X) ** 2)))(variables)
+    assert np.all(np.any(np.asarray(gradient["params"]["coefficients"]["shared"]) != 0, axis=1))
+
+
+def test_layers_stacked_by_vmap():
+    class Experts(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            experts = nn.vmap(nn.Dense, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, axis_size=3)
+            return experts(8, name="experts")(x)
+
+    shared = paramshare.share(Experts(), Plan(Rule("experts/kernel", Soft(1), stack_axis=0)), X)
+    variables = shared.init(KEY, X)
+    assert paramshare.count(variables) == {"banks": 64, "coefficients": 3, "private": 24, "trainable": 91}
+    output = shared.apply(variables, X)
+    chex.assert_trees_all_close(output, Experts().apply(shared.expand(variables), X), **CLOSE)
+    scale = variables["params"]["coefficients"]["shared"][:, 0]  # one template: experts are multiples of one another
+    np.testing.assert_allclose(output[1] * scale[0], output[0] * scale[1], **CLOSE)
+
+
+class Boxed(nn.Module):
+    """Parameters in boxes that say how they are laid out over devices."""
+
+    @nn.compact
+    def __call__(self, x):
+        init = nn.with_partitioning(nn.initializers.he_normal(), (None, "model"))
+        for i in range(3):
+            x = nn.Dense(8, kernel_init=init, name=f"dense{i}")(x)
+        return x
+
+
+def test_boxed_parameters():
+    shared = paramshare.share(Boxed(), Plan(Rule("dense[01]/kernel", Soft(1))), X)
+    assert [site.shape for site in shared.layout["shared"].sites] == [(8, 8), (8, 8)]
+    variables = shared.init(KEY, X)
+    assert isinstance(variables["params"]["model"]["dense2"]["kernel"], nn.Partitioned)
+    plain = shared.expand(variables)
+    chex.assert_trees_all_close(shared.apply(variables, X), Boxed().apply(plain, X), **CLOSE)
+    chex.assert_trees_all_close(shared.apply(nn.meta.unbox(variables), X), shared.apply(variables, X), **CLOSE)
+
+
+class Mixed(nn.Module):
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        for i in range(3):
+            x = nn.Dense(8, dtype=self.dtype, param_dtype=self.param_dtype, name=f"dense{i}")(x)
+        return x
+
+
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+def test_banks_stay_float32_under_bfloat16_compute(param_dtype):
+    model = Mixed(jnp.bfloat16, param_dtype)
+    shared = paramshare.share(model, Plan(Rule(".*/kernel", Soft(2))), X)
+    variables = shared.init(KEY, X)
+    held = jax.tree.leaves((variables["banks"], variables["params"]["coefficients"]))
+    assert {leaf.dtype for leaf in held} == {jnp.dtype(jnp.float32)}
+    plain = shared.expand(variables)
+    assert {leaf.dtype for leaf in jax.tree.leaves(plain)} == {jnp.dtype(param_dtype)}
+    output = shared.apply(variables, X)
+    assert output.dtype == jnp.bfloat16
+    chex.assert_trees_all_equal(output, model.apply(plain, X))
+    gradient = jax.grad(lambda v: jnp.sum(shared.apply(v, X).astype(jnp.float32) ** 2))(variables)
+    chex.assert_trees_all_equal_shapes_and_dtypes(gradient, variables)
