@@ -35,14 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(f"unrecognised argument {rest[0]!r}; see `paramshare {known.command} --help`")
     try:
         return known.run(known, rest)
+    except BrokenPipeError:  # `paramshare models | head`: nobody reads on, and the interpreter must not try to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         code = _code(error)
         if code is None:
             raise
         return _say(" ".join(str(error).split()), code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _code(error: Exception) -> int | None:
@@ -76,12 +76,13 @@ def _train(known: argparse.Namespace, rest: list[str]) -> int:
         import jax
 
         jax.distributed.initialize()
-    helped = {"-h", "--help"} & set(rest)
-    if known.config is None and not helped:
+    if {"-h", "--help"} & set(rest):
+        override(configs.load_file(known.config) if known.config else configs.Config(), ["--help"], known.config or "CONFIG")
+    if known.config is None:
         raise CommandError("train needs a configuration: a Python file such as experiments/quickstart.py; see `paramshare train --help`")
-    if known.workdir is None and not helped:
+    if known.workdir is None:
         raise CommandError("train needs --workdir DIR: where the run is kept, and found again when the same command is given again")
-    config = override(configs.load_file(known.config) if known.config else configs.Config(), rest, known.config or "CONFIG")
+    config = override(configs.load_file(known.config), rest, known.config)
     result = train(config, known.workdir)
     report(pathlib.Path(known.workdir), config, result)
     return 0

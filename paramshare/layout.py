@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import jax
@@ -150,7 +150,7 @@ class Layout:
         return "\n".join(lines)
 
 
-def table(rows: list[tuple[str, ...]], right: set[int] = frozenset()) -> list[str]:
+def table(rows: list[tuple[str, ...]], right: Set[int] = frozenset()) -> list[str]:
     """Lines of a text table, the first row its head, columns in `right` aligned to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [

@@ -128,7 +128,7 @@ class Plan:
         parameters = trace_parameters(model, *example_inputs, **options)
         claimed: dict[str, int] = {}
         sites: dict[str, list[Site]] = {}
-        schemes: dict[str, tuple[Rule, Scheme]] = {}
+        schemes: dict[str, tuple[Rule, Any]] = {}
         for number, rule in enumerate(self.rules):
             taken: dict[str, int] = {}
             for path, shape in parameters.items():
@@ -170,7 +170,7 @@ class Plan:
                 first = self.rules[next(iter(taken.values()))]
                 raise PlanError(f"{rule} matches only parameters that earlier rules take, such as {next(iter(taken))!r}, taken by {first}")
             raise PlanError(
-                f"{rule} matches no parameter of the model (the whole path must match); nearest: {_nearest(rule.pattern, parameters)}"
+                f"{rule} matches no parameter of the model (the whole path must match); nearest: {_nearest(rule.pattern or '', parameters)}"
             )
 
 

@@ -129,29 +129,34 @@ def multiply_adds(function: Any, *args: Any) -> dict[str, int]:
     """
     found: dict[str, int] = collections.defaultdict(int)
 
-    def walk(jaxpr: Any, times: int) -> None:
+    def walk(jaxpr: Any, times: int, outer: tuple[str, ...]) -> None:
         for equation in jaxpr.eqns:
+            scopes = outer + _scopes(equation)
             name, parameters = equation.primitive.name, equation.params
             if name == "conv_general_dilated":
                 kernel = equation.invars[1].aval.shape
                 features = kernel[parameters["dimension_numbers"].rhs_spec[0]]
-                found[_module(equation)] += times * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // features
+                found[_module(scopes)] += times * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // features
             elif name == "dot_general":
                 (contract, _), _ = parameters["dimension_numbers"]
                 left = equation.invars[0].aval.shape
-                found[_module(equation)] += times * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contract)
+                found[_module(scopes)] += times * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contract)
             again = times * parameters["length"] if name == "scan" else times
             for inner in jax.tree.leaves(list(parameters.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
                 inner = getattr(inner, "jaxpr", inner)
                 if hasattr(inner, "eqns"):
-                    walk(inner, again)
+                    walk(inner, again, scopes)
 
-    walk(jax.make_jaxpr(function)(*args).jaxpr, 1)
+    walk(jax.make_jaxpr(function)(*args).jaxpr, 1, ())
     return dict(found)
 
 
-def _module(equation: Any) -> str:
-    """The Flax module that an equation was traced in: Flax opens a name scope a module, the outermost being the class."""
-    scopes = str(equation.source_info.name_stack)
-    scopes = re.sub(r"\w+\(([^()]*)\)", r"\1", scopes)
-    return "/".join(part for part in scopes.split("/")[1:] if not re.fullmatch(r"\w+\.\w+|__call__", part))
+def _scopes(equation: Any) -> tuple[str, ...]:
+    """The name scopes of an equation inside its own jaxpr; in a loop's, or a rematerialised one, those outside come from the caller."""
+    scopes = re.sub(r"\w+\(([^()]*)\)", r"\1", str(equation.source_info.name_stack))
+    return tuple(part for part in scopes.split("/") if part)
+
+
+def _module(scopes: tuple[str, ...]) -> str:
+    """The Flax module of an equation: Flax opens a name scope a module, the outermost being the class."""
+    return "/".join(part for part in scopes[1:] if not re.fullmatch(r"\w+\.\w+|__call__", part))

@@ -123,7 +123,7 @@ class WideBottleneckResNet(nn.Module):
         check_images(x_BxHxWxC)
         conv, norm = layers(self, train, kernel_init=HE_NORMAL_FAN_OUT)
         x = nn.relu(norm(name="bn")(conv(64, 7, 2, name="stem")(x_BxHxWxC)))
-        x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
+        x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])  # pyright: ignore[reportArgumentType] (annotated too narrowly)
         for number, blocks in enumerate(BOTTLENECK_BLOCKS[self.depth]):
             inner = 64 * 2**number
             block = functools.partial(BottleneckBlock, conv, norm, 4 * inner, int(inner * self.width))

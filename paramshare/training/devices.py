@@ -1,6 +1,6 @@
 """One thin front over `jax.pmap` and `jax.shard_map`: the same per-device function, the same arrays in and out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -19,10 +19,10 @@ class Devices:
 
     Args:
       mapping: "pmap" or "shard_map".
-      devices: the devices, of all processes; all there are by default.
+      devices: `jax.Device`s, of all processes; all there are by default.
     """
 
-    def __init__(self, mapping: Literal["pmap", "shard_map"] = "pmap", devices: list[jax.Device] | None = None):
+    def __init__(self, mapping: Literal["pmap", "shard_map"] = "pmap", devices: Sequence[Any] | None = None):
         self.mapping = mapping
         self.devices = list(jax.devices()) if devices is None else list(devices)
         self.local = [device for device in self.devices if device.process_index == jax.process_index()]

@@ -6,7 +6,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -63,7 +63,7 @@ def train(
     *,
     model: nn.Module | None = None,
     data: ImageSet | None = None,
-    devices: list[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Trains a network, or goes on with a run that was interrupted.
@@ -141,7 +141,7 @@ def train(
                         step,
                         loss=_mean(window, "loss"),
                         accuracy=_mean(window, "accuracy"),
-                        learning_rate=float(run.rate(step - 1)),
+                        learning_rate=float(np.asarray(run.rate(step - 1))),
                     )
                     window = []
                 if of_epoch == 0:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -54,9 +55,7 @@ class Run:
         return init_state(self.model, self.optimizer, self.data.image_shape, self.config.seed)
 
 
-def prepare(
-    config: Config, *, model: nn.Module | None = None, data: ImageSet | None = None, devices: list[jax.Device] | None = None
-) -> Run:
+def prepare(config: Config, *, model: nn.Module | None = None, data: ImageSet | None = None, devices: Sequence[Any] | None = None) -> Run:
     """Checks a configuration as a whole, before anything is written or trained.
 
     Args:

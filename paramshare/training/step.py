@@ -1,5 +1,6 @@
 """One training step and one evaluation step: pure functions of one device's share of a batch, to be mapped over a named axis."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -65,9 +66,10 @@ def make_train_step(
 
         def update() -> State:
             updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
-            return State(state.step + 1, optax.apply_updates(state.trainable, updates), collections, optimizer_state, state.failed)
+            trainable: Any = optax.apply_updates(state.trainable, updates)
+            return State(state.step + 1, trainable, collections, optimizer_state, state.failed)
 
-        state = jax.lax.cond(finite & ~state.failed, update, lambda: state.replace(failed=jnp.ones((), jnp.bool_)))
+        state = jax.lax.cond(finite & ~state.failed, update, lambda: dataclasses.replace(state, failed=jnp.ones((), jnp.bool_)))
         return state, {"loss": loss, "accuracy": accuracy, "finite": finite}
 
     return train_step
@@ -80,7 +82,7 @@ def make_eval_step(model: nn.Module, mean: tuple[float, ...], std: tuple[float, 
     """
 
     def eval_step(variables: Any, data: None, batch: Batch) -> Metrics:
-        logits_BxK = model.apply(variables, normalise(batch["image"], mean, std), train=False)
+        logits_BxK: Any = model.apply(variables, normalise(batch["image"], mean, std), train=False)
         label_B, weight_B = batch["label"], batch["weight"]
         top_Bx5 = jax.lax.top_k(logits_BxK, min(5, logits_BxK.shape[-1]))[1]
         sums = {

@@ -33,9 +33,20 @@ def relu(x):
     return np.maximum(x, 0)
 
 
-def disturbed(variables):
-    """Variables without the ones and zeros that a fresh network has."""
-    return jax.tree.map(lambda x: np.asarray(x, np.float64) + 0.1 * np.sin(np.arange(x.size)).reshape(x.shape), nn.meta.unbox(variables))
+def filled(model, images):
+    """Variables of a model, all of them at random: no fresh network's ones and zeros."""
+    rng = np.random.default_rng(1)
+
+    def draw(path, leaf):
+        around = 1.0 if path[-1].key in ("scale", "var") else 0.0
+        return around + rng.normal(size=leaf.shape) * (np.sqrt(2 / np.prod(leaf.shape[:-1])) if leaf.ndim > 1 else 0.1)
+
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), jnp.asarray(images, jnp.float32))
+    return jax.tree_util.tree_map_with_path(draw, nn.meta.unbox(shapes))
+
+
+def float32(tree):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
 
 
 def block_by_hand(p, x, stride, s=None):
@@ -55,10 +66,9 @@ def parts(train: bool):
 def test_pre_activation_block(channels, stride, size, train):
     x = np.asarray(jax.random.normal(jax.random.key(0), (2, size, size, 6)), np.float64)
     block = PreActivationBlock(*parts(train), channels, stride)
-    variables = disturbed(block.init(jax.random.key(1), jnp.asarray(x, jnp.float32)))
+    variables = filled(block, x)
     assert ("shortcut" in variables["params"]) == (channels != 6)  # exists only when the width changes
-    single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), variables)
-    output, _ = block.apply(single, jnp.asarray(x, jnp.float32), mutable=["batch_stats"])
+    output, _ = jax.jit(lambda v, x: block.apply(v, x, mutable=["batch_stats"]))(float32(variables), float32(x))
     wanted = block_by_hand(variables["params"], x, stride, None if train else variables["batch_stats"])
     np.testing.assert_allclose(output, wanted, rtol=2e-4, atol=2e-5)  # float32 sums of 9 x 8 terms, against float64
 
@@ -66,19 +76,18 @@ def test_pre_activation_block(channels, stride, size, train):
 def test_bottleneck_block():
     x = np.asarray(jax.random.normal(jax.random.key(0), (2, 8, 8, 6)), np.float64)
     block = BottleneckBlock(*parts(False), 12, 4, 2)
-    variables = disturbed(block.init(jax.random.key(1), jnp.asarray(x, jnp.float32)))
+    variables = filled(block, x)
     p, s = variables["params"], variables["batch_stats"]
     h = relu(norm(conv(x, p["conv1"]["kernel"]), p["bn1"], s["bn1"]))
     h = relu(norm(conv(h, p["conv2"]["kernel"], 2), p["bn2"], s["bn2"]))  # the 3x3 strides
     r = norm(conv(x, p["shortcut"]["kernel"], 2), p["shortcut_bn"], s["shortcut_bn"])
     wanted = relu(r + norm(conv(h, p["conv3"]["kernel"]), p["bn3"], s["bn3"]))
-    single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), variables)
-    np.testing.assert_allclose(block.apply(single, jnp.asarray(x, jnp.float32)), wanted, rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(jax.jit(block.apply)(float32(variables), float32(x)), wanted, rtol=2e-4, atol=2e-5)
 
 
 def test_the_whole_network():
     model = WideResNet(depth=16, width=0.25, num_classes=7)
-    variables = disturbed(jax.jit(model.init)(jax.random.key(1), IMAGES))
+    variables = filled(model, IMAGES)
     p, s = variables["params"], variables["batch_stats"]
     x = conv(np.asarray(IMAGES, np.float64), p["stem"]["kernel"])
     for stage, stride in (("stage1", 1), ("stage2", 2), ("stage3", 2)):
@@ -86,12 +95,12 @@ def test_the_whole_network():
             x = block_by_hand(p[stage][name], x, stride if name == "block1" else 1, s[stage][name])
     assert x.shape == (2, 2, 2, 16)
     wanted = relu(norm(x, p["bn"], s["bn"])).mean(axis=(1, 2)) @ p["classifier"]["kernel"] + p["classifier"]["bias"]
-    single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), variables)
-    np.testing.assert_allclose(jax.jit(model.apply)(single, IMAGES), wanted, rtol=5e-4, atol=5e-4 * np.abs(wanted).max())
+    np.testing.assert_allclose(jax.jit(model.apply)(float32(variables), IMAGES), wanted, rtol=5e-4, atol=5e-4 * np.abs(wanted).max())
 
 
 def test_initialisation_is_he_normal_with_fan_in():
-    params = WideResNet(depth=10, width=4).init(jax.random.key(0), IMAGES)["params"]
+    fast = jax.random.key(0, impl="rbg")  # compiles faster than the default
+    params = jax.jit(WideResNet(depth=10, width=4).init)(fast, IMAGES)["params"]
     for path, kernel in jax.tree_util.tree_leaves_with_path(params):
         if path[-1].key == "kernel" and kernel.size > 5000:
             fan_in = kernel.size // kernel.shape[-1]
@@ -119,11 +128,11 @@ def test_bfloat16_compute_keeps_float32_parameters_and_logits():
 
 
 def test_statistics_of_a_cut_batch_are_those_of_the_whole_with_an_axis_name():
-    model = WideResNet(10, 1, axis_name="device")
-    variables = jax.jit(model.init)(jax.random.key(0), IMAGES[:1])
+    model = WideResNet(10, 0.25, axis_name="device")
+    variables = float32(filled(model, IMAGES))
     train = lambda m: lambda v, x: m.apply(v, x, True, mutable=["batch_stats"])  # noqa: E731
     cut = jax.jit(jax.vmap(train(model), (None, 0), axis_name="device"))(variables, IMAGES[:, None])
-    whole = jax.jit(train(WideResNet(10, 1)))(variables, IMAGES)
+    whole = jax.jit(train(WideResNet(10, 0.25)))(variables, IMAGES)
     chex.assert_trees_all_close(cut[0][:, 0], whole[0], rtol=1e-3, atol=1e-3)
     chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[0], cut[1]), whole[1], rtol=1e-4, atol=1e-5)
 

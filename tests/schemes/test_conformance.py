@@ -185,7 +185,7 @@ def test_from_dense_gives_a_scheme_its_own_kernels_back(case):
     bank, coefficients = jax.tree.map(lambda x: x + 0.1 * jnp.sin(10 * x), (bank, coefficients))
     kernels = case.scheme.expand(bank, coefficients, case.sites)
     again = case.scheme.expand(*jax.jit(lambda k: case.scheme.from_dense(k, case.sites))(kernels), case.sites)
-    np.testing.assert_allclose(stack(again), stack(kernels), atol=2e-6 * np.linalg.norm(stack(kernels)))
+    np.testing.assert_allclose(stack(again), stack(kernels), atol=2e-6 * float(np.linalg.norm(stack(kernels))))
 
 
 @every

@@ -63,7 +63,7 @@ def load(
         return from_arrays(
             train.arrays(),
             test.arrays(),
-            held=held.arrays() if held else None,
+            held=None if held is None else held.arrays(),
             name=name,
             validation=validation,
             seed=seed,
@@ -77,7 +77,7 @@ def load(
     def view(source: Source) -> Source:
         return source if fixed else CropSource(source, size, shape[2])
 
-    training, rest = order.held_out(len(train), 0 if held else validation, seed, train_examples)
+    training, rest = order.held_out(len(train), validation if held is None else 0, seed, train_examples)
     held_source: Source = Subset(train, rest) if held is None else Subset(held, np.arange(len(held) if validation else 0))
     part = view(Subset(train, training))
     mean, std = constants or statistics.sampled(part)

@@ -94,9 +94,9 @@ class Records:
         return image, label
 
     def _example(self, record: dict) -> Example:
-        image = with_channels(np.asarray(record["image"]), self.image_shape[2])
+        image = np.asarray(record["image"])[..., : self.image_shape[2]]  # PIL keeps an alpha channel that TensorFlow's decoder drops
         label = int(record["label"])
-        if None not in self.image_shape and image.shape != self.image_shape:
+        if image.ndim != 3 or any(wanted not in (None, size) for wanted, size in zip(self.image_shape, image.shape, strict=True)):
             raise DataError(f"an image of {self.name!r} is {image.shape} where the set promises {self.image_shape}; prepare it again")
         if label < 0:
             raise DataError(
@@ -107,20 +107,3 @@ class Records:
     def _damaged(self, error: Exception) -> str:
         what = f"the data set {self.name!r} in {self._folder!r} cannot be read ({one_line(error)})"
         return f"{what}; delete that folder, then run the same command again"
-
-
-def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """An image of so many channels: grey is repeated, an alpha channel is dropped.
-
-    Photographs of colour sets are now and then stored grey; TensorFlow's decoder widens them, PIL's does not.
-
-    Example:
-        >>> with_channels(np.zeros((4, 5), np.uint8), 3).shape
-        (4, 5, 3)
-    """
-    image = image[..., None] if image.ndim == 2 else image
-    if image.shape[-1] == channels:
-        return image
-    if channels == 3 and image.shape[-1] in (1, 2):
-        return np.repeat(image[..., :1], 3, axis=-1)
-    return image[..., :channels]

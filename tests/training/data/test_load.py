@@ -158,9 +158,12 @@ def test_prepared_cifar_is_decoded_without_tensorflow(tmp_path):
 
 
 def test_prepared_imagenet_is_divided_by_its_convention(tmp_path):
+    modes = {1: ("JPEG", "L"), 2: ("PNG", "RGBA")}  # ImageNet has a few of each
+
     def photographs(n, label):
+        kinds = [modes.get(i, ("JPEG", "RGB")) for i in range(n)]
         return [
-            {"file_name": f"{i}", "image": picture("JPEG", 20 + i, 30, 9 * i, "L" if i == 1 else "RGB"), "label": label} for i in range(n)
+            {"file_name": f"{i}", "image": picture(kind, 20 + i, 30, 9 * i, mode), "label": label} for i, (kind, mode) in enumerate(kinds)
         ]
 
     write_as("imagenet2012", tmp_path, {"train": photographs(20, 1), "validation": photographs(6, 2), "test": photographs(3, -1)})
@@ -168,13 +171,16 @@ def test_prepared_imagenet_is_divided_by_its_convention(tmp_path):
     assert (len(images.train), len(images.validation), len(images.test)) == (15, 5, 6)
     assert {images.test[i]["label"] for i in range(6)} == {2}
     assert {images.validation[i]["label"] for i in range(5)} == {1}
-    assert {images.train[i]["image"].shape for i in range(15)} == {(16, 16, 3)}  # the grey one too
+    parts = (images.train, images.validation, images.test)
+    assert {part[i]["image"].shape for part in parts for i in range(len(part))} == {(16, 16, 3)}
 
 
 def test_own_validation_split_is_used(tmp_path):
     write_as("cifar10", tmp_path, {"train": cifar(30), "validation": cifar(4), "test": cifar(7)})
     images = load("cifar10", data_dir=str(tmp_path), validation=0.5)
     assert (len(images.train), len(images.validation), len(images.test)) == (30, 4, 7)
+    disk = load("cifar10", data_dir=str(tmp_path), validation=0.5, memory_limit=0)
+    assert (len(disk.train), len(disk.validation), len(disk.test)) == (30, 4, 7)
     assert len(load("cifar10", data_dir=str(tmp_path), validation=0, memory_limit=0).validation) == 0
 
 

@@ -1,0 +1,130 @@
+"""Costs against counts by hand."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+import paramshare
+from paramshare import Plan, Rule, Soft
+from paramshare.analysis.cost import cost, multiply_adds
+
+
+class Small(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (3, 3), padding=1, use_bias=False, name="conv1")(x)
+        x = nn.Conv(4, (3, 3), padding=1, use_bias=False, name="conv2")(x)
+        x = nn.Conv(6, (3, 3), 2, padding=1, feature_group_count=2, name="grouped")(x)
+        return nn.Dense(5, name="dense")(x.reshape(len(x), -1))
+
+
+def test_a_small_network_by_hand():
+    c = cost(Small(), (8, 8, 4))
+    assert [(x.path, x.weights, x.private, x.bank, x.multiply_adds) for x in c.layers] == [
+        ("conv1", 9 * 4 * 4, 9 * 4 * 4, "", 64 * 9 * 4 * 4),
+        ("conv2", 9 * 4 * 4, 9 * 4 * 4, "", 64 * 9 * 4 * 4),
+        ("grouped", 9 * 2 * 6 + 6, 9 * 2 * 6 + 6, "", 16 * 9 * 2 * 6),
+        ("dense", 4 * 4 * 6 * 5 + 5, 4 * 4 * 6 * 5 + 5, "", 4 * 4 * 6 * 5),
+    ]
+    assert c.plain == c.counts["trainable"] == 2 * 144 + 114 + 485
+    assert c.use == 2 * 9216 + 1728 + 480
+    assert c.generation == 0
+    assert c.bytes == 4 * c.plain
+
+
+def test_sharing_costs_its_matmul_and_leaves_use_as_it_is():
+    model = paramshare.share(Small(), Plan(Rule(r"conv\d/kernel", Soft(3), bank="b")), jnp.ones((1, 8, 8, 4)))
+    c, plain = cost(model, (8, 8, 4)), cost(Small(), (8, 8, 4))
+    assert (c.use, c.plain) == (plain.use, plain.plain)
+    assert c.generation == 2 * 3 * 144  # (L, k) @ (k, P)
+    assert [(x.private, x.bank) for x in c.layers[:3]] == [(0, "b"), (0, "b"), (114, "")]
+    assert [x.multiply_adds for x in c.layers] == [x.multiply_adds for x in plain.layers]
+    assert c.counts == {"banks": 3 * 144, "coefficients": 6, "private": 114 + 485, "trainable": 3 * 144 + 6 + 114 + 485}
+    assert c.bytes == 4 * c.counts["trainable"]
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_loops_count_as_often_as_they_run(remat):
+    class Step(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return nn.Dense(8, name="dense")(x), None
+
+    class Scanned(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            step = nn.remat(Step) if remat else Step
+            x = (nn.remat(nn.Dense) if remat else nn.Dense)(8, name="first")(x)
+            return nn.scan(step, {"params": 0}, split_rngs={"params": True}, length=5)(name="layers")(x, None)[0]
+
+    c = cost(Scanned(), (8,))
+    assert c.use == 6 * 64
+    assert [(x.path, x.weights, x.multiply_adds) for x in c.layers] == [("first", 72, 64), ("layers/dense", 5 * 72, 5 * 64)]
+
+
+def test_batched_products_and_nested_loops():
+    a, b = jax.ShapeDtypeStruct((7, 2, 3), jnp.float32), jax.ShapeDtypeStruct((7, 3, 5), jnp.float32)
+    assert multiply_adds(lambda a, b: a @ b, a, b) == {"": 7 * 2 * 3 * 5}
+
+    def loop(x, w):
+        outer = lambda x, _: jax.lax.scan(lambda x, _: (x @ w, None), x, None, length=3)  # noqa: E731
+        return jax.lax.scan(lambda x, _: (outer(x, None)[0], None), x, None, length=4)[0]
+
+    square = jax.ShapeDtypeStruct((6, 6), jnp.float32)
+    assert multiply_adds(jax.jit(loop), square, square) == {"": 12 * 6**3}
+
+
+def bottleneck_by_hand(blocks: tuple[int, ...], width: int, size: int, classes: int) -> tuple[int, int]:
+    """(trainable numbers, multiply-adds) of a bottleneck network, layer by layer."""
+    numbers, work = [0], [0]
+
+    def conv(kernel: int, a: int, b: int, side: int) -> None:
+        numbers.append(kernel * kernel * a * b + 2 * b)  # and its batch norm
+        work.append(kernel * kernel * a * b * side * side)
+
+    side = size // 2
+    conv(7, 3, 64, side)
+    side //= 2
+    a = 64
+    for stage, n in enumerate(blocks):
+        inner, out = width * 64 * 2**stage, 256 * 2**stage
+        for block in range(n):
+            before, side = side, side // 2 if block == 0 and stage else side
+            conv(1, a, inner, before)
+            conv(3, inner, inner, side)  # which strides
+            conv(1, inner, out, side)
+            if block == 0:
+                conv(1, a, out, side)
+            a = out
+    return sum(numbers) + a * classes + classes, sum(work) + a * classes
+
+
+def test_wide_resnet_50_2():
+    numbers, work = bottleneck_by_hand((3, 4, 6, 3), 2, 224, 1000)
+    assert (numbers, work) == (68_883_240, 11_398_021_120)  # the first as published
+    c = cost(paramshare.create_model("wrn-50-2"), (224, 224, 3))
+    assert (c.counts["trainable"], c.use) == (numbers, work)
+
+
+def test_wide_resnet_28_10():
+    """The paper (Zagoruyko & Komodakis, table 5) and its successors give 5.2 billion multiply-adds."""
+    stages, work, side, a = ((160, 32), (320, 16), (640, 8)), 9 * 3 * 16 * 32 * 32, 32, 16
+    for b, side in stages:
+        work += (9 * a * b + a * b + 9 * b * b + 6 * 9 * b * b) * side * side
+        a = b
+    c = cost(paramshare.create_model("swrn-28-10-2"), (32, 32, 3))
+    assert c.use == work + 640 * 10
+    assert round(c.use / 1e9, 1) == 5.2
+    assert c.generation == sum(6 * 2 * 9 * b * b for b, _ in stages)
+
+
+def test_text_and_json_say_the_same():
+    c = cost(paramshare.create_model("swrn-16-1-1"), (32, 32, 3))
+    text, data = str(c), json.loads(c.as_json())
+    assert data["counts"]["trainable"] == 126_688
+    for number in (data["counts"]["trainable"], data["plain"], data["use"], data["generation"], data["bytes"]):
+        assert f"{number:,}" in text
+    assert len(text.splitlines()) == 2 + len(data["layers"]) + 8

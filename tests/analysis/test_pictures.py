@@ -1,0 +1,60 @@
+"""Pictures are written, open again, and show something."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paramshare import Site
+from paramshare.analysis.pictures import learning_curves, similarity_maps, site_labels
+
+
+def pixels(file) -> np.ndarray:
+    with Image.open(file) as image:
+        image.load()
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def colours(file) -> int:
+    return len(np.unique(pixels(file).reshape(-1, 3), axis=0))
+
+
+def epoch(number: int, **more) -> dict:
+    return {"kind": "epoch", "epoch": number, "loss": 2.0 / number, "accuracy": 1 - 1 / (1 + number), **more}
+
+
+@pytest.mark.parametrize("epochs", [1, 5])
+def test_learning_curves(tmp_path, epochs):
+    lines = [{"kind": "start"}, *(epoch(i, validation_loss=3.0 / i, validation_accuracy=0.5) for i in range(1, epochs + 1))]
+    learning_curves(lines, tmp_path / "full.png", title="a run", test={"last": 0.9, "selected": 0.8})
+    learning_curves([epoch(i) for i in range(1, epochs + 1)], str(tmp_path / "bare.png"))
+    assert pixels(tmp_path / "full.png").shape == (480, 1200, 3)
+    assert colours(tmp_path / "full.png") > colours(tmp_path / "bare.png") > 1
+
+
+@pytest.mark.parametrize("banks", [1, 2, 3, 4])
+def test_similarity_maps(tmp_path, banks):
+    matrices = {f"stage{i}": np.eye(3 + 10 * i) for i in range(banks)}  # small ones carry numbers, large ones do not
+    similarity_maps(matrices, tmp_path / "maps.png", labels={"stage0": ["a", "b", "c"]}, title="a run")
+    shown = pixels(tmp_path / "maps.png").reshape(-1, 3)
+    for colour in ((68, 1, 84), (253, 231, 36)):  # the ends of viridis: 0 and 1 are both there, in blocks
+        assert np.sum(np.all(np.abs(shown.astype(int) - colour) <= 1, axis=1)) > 1000
+
+
+@pytest.mark.parametrize(
+    ("paths", "wanted"),
+    [
+        (["stage1/block2/conv1/kernel", "stage1/block3/conv2/kernel"], ["block2/conv1", "block3/conv2"]),
+        (["stage1/block2/conv1/kernel", "stage1/block3/conv1/kernel"], ["block2", "block3"]),
+        (["a/kernel", "b/bias"], ["a/kernel", "b/bias"]),
+        (["a", "a/b"], ["a", "a/b"]),
+        (["stage1/block2/kernel"], ["stage1/block2/kernel"]),
+        ([], []),
+    ],
+)
+def test_site_labels(paths, wanted):
+    assert site_labels(tuple(Site(path, (1,)) for path in paths)) == wanted
+
+
+def test_layers_of_a_stack_keep_their_numbers():
+    assert site_labels(tuple(Site("layers/dense/kernel", (1,), index=i) for i in range(3))) == ["kernel[0]", "kernel[1]", "kernel[2]"]
