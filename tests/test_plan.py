@@ -85,6 +85,17 @@ def test_order_is_of_calls_not_of_definitions():
     assert paths(Plan(kernels(".*/kernel")).resolve(OutOfOrder(), X)) == ["c/kernel", "b/kernel", "a/kernel"]
 
 
+def test_numbered_parameters_of_one_module_stand_in_the_order_of_their_numbers():
+    class Chain(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for i in range(12):
+                x = x @ self.param(f"w{i}", nn.initializers.he_normal(), (8, 8))
+            return x
+
+    assert paths(Plan(kernels(r"w\d+")).resolve(Chain(), X)) == [f"w{i}" for i in range(12)]
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_stacked_parameter_is_a_site_a_layer(axis):
     class Scanned(nn.Module):

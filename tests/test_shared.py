@@ -89,7 +89,7 @@ def test_collections_pass_through():
     for batch in (X, 2 * X):
         _, updated = shared.apply(variables, batch, True, mutable=["batch_stats"], rngs={"dropout": KEY})
         assert set(updated) == {"batch_stats"}
-        variables = variables | updated
+        variables = {**variables, **updated}
     assert np.any(np.asarray(variables["batch_stats"]["model"]["norm"]["mean"]) != 0)
     chex.assert_trees_all_close(shared.apply(variables, X), Net().apply(shared.expand(variables), X), **CLOSE)
     with pytest.raises(Exception, match="immutable"):
@@ -201,10 +201,12 @@ def test_gradients_are_the_plain_models_through_expand(remat):
     shared, variables = shared_net(remat=remat)
 
     def ours(weights):
-        return jnp.sum(shared.apply({**variables, **weights}, X) ** 2)
+        output: Any = shared.apply({**variables, **weights}, X)
+        return jnp.sum(output**2)
 
     def plain(weights):
-        return jnp.sum(Net().apply(shared.expand({**variables, **weights}), X) ** 2)
+        output: Any = Net().apply(shared.expand({**variables, **weights}), X)
+        return jnp.sum(output**2)
 
     gradients, wanted = jax.jit(jax.grad(ours))(trainable(variables)), jax.jit(jax.grad(plain))(trainable(variables))
     chex.assert_trees_all_close(gradients, wanted, rtol=1e-5, atol=1e-5)

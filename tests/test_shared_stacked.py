@@ -59,7 +59,7 @@ def test_scanned_layers_share_with_one_another_and_with_others(axis, remat):
         y = nn.tanh(y) if 0 < i < 6 else y
     chex.assert_trees_all_close(jax.jit(shared.apply)(variables, X), y, **CLOSE)
     chex.assert_trees_all_close(model.apply(shared.expand(variables), X), y, **CLOSE)
-    gradient = jax.jit(jax.grad(lambda v: jnp.sum(shared.apply(v, X) ** 2)))(variables)
+    gradient = jax.jit(jax.grad(lambda v: jnp.sum(jnp.asarray(shared.apply(v, X)) ** 2)))(variables)
     assert np.all(np.any(np.asarray(gradient["params"]["coefficients"]["shared"]) != 0, axis=1))
 
 
@@ -67,15 +67,15 @@ def test_layers_stacked_by_vmap():
     class Experts(nn.Module):
         @nn.compact
         def __call__(self, x):
-            experts = nn.vmap(nn.Dense, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, axis_size=3)
+            experts = nn.vmap(nn.Dense, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, axis_size=3)  # type: ignore[arg-type]
             return experts(8, name="experts")(x)
 
     shared = paramshare.share(Experts(), Plan(Rule("experts/kernel", Soft(1), stack_axis=0)), X)
     variables = shared.init(KEY, X)
     assert paramshare.count(variables) == {"banks": 64, "coefficients": 3, "private": 24, "trainable": 91}
-    output = shared.apply(variables, X)
+    output: Any = shared.apply(variables, X)
     chex.assert_trees_all_close(output, Experts().apply(shared.expand(variables), X), **CLOSE)
-    scale = variables["params"]["coefficients"]["shared"][:, 0]  # one template: experts are multiples of one another
+    scale = np.asarray(variables["params"]["coefficients"]["shared"])[:, 0]  # one template: experts are multiples of one another
     np.testing.assert_allclose(output[1] * scale[0], output[0] * scale[1], rtol=1e-5, atol=1e-5)
 
 
@@ -120,8 +120,8 @@ def test_banks_stay_float32_under_bfloat16_compute(param_dtype):
     assert {leaf.dtype for leaf in held} == {jnp.dtype(jnp.float32)}
     plain = shared.expand(variables)
     assert {leaf.dtype for leaf in jax.tree.leaves(plain)} == {jnp.dtype(param_dtype)}
-    output = shared.apply(variables, X)
+    output: Any = shared.apply(variables, X)
     assert output.dtype == jnp.bfloat16
     chex.assert_trees_all_equal(output, model.apply(plain, X))
-    gradient = jax.grad(lambda v: jnp.sum(shared.apply(v, X).astype(jnp.float32) ** 2))(variables)
+    gradient = jax.grad(lambda v: jnp.sum(jnp.asarray(shared.apply(v, X), jnp.float32) ** 2))(variables)
     chex.assert_trees_all_equal_shapes_and_dtypes(gradient, variables)

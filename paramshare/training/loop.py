@@ -91,6 +91,7 @@ def train(
     """
     workdir = pathlib.Path(workdir)
     run = prepare(config, model=model, data=data, devices=devices)
+    config = run.config
     claim(workdir, config)
     finished = workdir / "result.json"
     if finished.is_file():
@@ -194,7 +195,7 @@ def _inputs(run: Run, start: int) -> Iterator[dict[str, np.ndarray]]:
 
 def _fetch(pending: list[dict[str, jax.Array]], step: int) -> list[dict[str, float]]:
     """The numbers of the steps up to `step`; raises `NonFinite` at the first that is not finite."""
-    lines = [{name: float(value) for name, value in measured.items()} for measured in pending]
+    lines = [{name: float(value) for name, value in measured.items()} for measured in jax.device_get(pending)]
     for number, line in enumerate(lines, start=step - len(lines) + 1):
         if not line["finite"]:
             what = f"the loss is {line['loss']}" if not np.isfinite(line["loss"]) else "a gradient is not finite"

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from paramshare.shared import Shared
 from paramshare.training import config as configs
 from paramshare.training.config import Config, ConfigError
 from paramshare.training.data import ImageSet, load
@@ -25,7 +26,7 @@ class Run:
     """What a configuration comes to.
 
     Attributes:
-      config: the configuration.
+      config: the configuration; with a network or images of your own, their names stand in it.
       data: the images.
       model: the network, plain or `Shared`.
       devices: where it runs.
@@ -68,6 +69,8 @@ def prepare(config: Config, *, model: nn.Module | None = None, data: ImageSet | 
       ConfigError, DataError, ModelError: naming what does not fit, and the remedy.
     """
     config.check()
+    if data is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=data.name, path=None))
     front = Devices(config.mapping, devices)
     front.check_batch(config.batch_size)
     if data is None:
@@ -96,6 +99,11 @@ def prepare(config: Config, *, model: nn.Module | None = None, data: ImageSet | 
         options: dict[str, Any] = {"dtype": jnp.bfloat16} if config.model.bfloat16 else {}
         options |= {"axis_name": AXIS} if config.model.sync_batch_norm else {}
         model = create_model(config.model.name, data.num_classes, data.image_shape, **options)
+    elif config.model.bfloat16 or config.model.sync_batch_norm:
+        raise ConfigError("model.bfloat16 and model.sync_batch_norm are for networks by name; a network of your own decides for itself")
+    else:
+        plain = model.model if isinstance(model, Shared) else model
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, name=type(plain).__name__))
     check_model(model, config.model.name, data)
     steps = len(data.train) // config.batch_size
     rate = learning_rate(config, steps)
