@@ -113,7 +113,7 @@ print(f"test accuracy {accuracy:.1%} on {len(test_y)} digits")
 # %% [markdown]
 # ## Which layers have become alike?
 # An entry near 1: two layers use the same kernel, up to a scale. Where whole patterns repeat, the network has become recurrent.
-# Two templates leave six layers little room: before training, entries off the diagonal are 0.65 in the mean, by chance. So look at
+# Two templates leave six layers little room: before training, entries off the diagonal are 0.58 in the mean, by chance. So look at
 # what has changed, not at what is bright.
 
 # %%
