@@ -63,8 +63,7 @@ class Shared(nn.Module):
         if self.is_initializing() and not self.has_variable("params", "coefficients"):
             banks, coefficients = self.layout.init(self.make_rng("params"))
             for name, bank in banks.items():
-                if not self.has_variable("banks", name):
-                    self.put_variable("banks", name, bank)
+                self.put_variable("banks", name, bank)
             self.put_variable("params", "coefficients", coefficients)
 
     def _call(self, method: str, args: tuple, kwargs: dict) -> Any:

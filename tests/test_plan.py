@@ -188,6 +188,15 @@ def test_layouts_are_values():
         first["stage1"]
 
 
+def test_a_banks_draw_depends_on_the_key_and_its_name_alone():
+    early, late = kernels("block[12]/kernel", bank="early"), kernels("block[34]/kernel", bank="late")
+    key = jax.random.key(0, impl="rbg")  # compiles faster than the default
+    (banks, coefficients), (alone, _) = (Plan(*rules).resolve(Stack(), X).init(key) for rules in ((early, late), (late,)))
+    assert jnp.array_equal(banks["late"]["templates"], alone["late"]["templates"])
+    assert not jnp.allclose(banks["early"]["templates"], banks["late"]["templates"])
+    assert not jnp.allclose(jnp.abs(coefficients["early"]), jnp.abs(coefficients["late"]))
+
+
 def test_describe_adds_up():
     layout = Plan(kernels()).resolve(Stack(), X)
     lines = layout.describe().splitlines()

@@ -136,6 +136,10 @@ def test_statistics_of_a_cut_batch_are_those_of_the_whole_with_an_axis_name():
     cut = jax.jit(jax.vmap(train(model), (None, 0), axis_name="device"))(variables, IMAGES[:, None])
     whole = jax.jit(train(WideResNet(10, 0.25)))(variables, IMAGES)
     chex.assert_trees_all_close(cut[0][:, 0], whole[0], rtol=1e-3, atol=1e-3)
+    # The running mean moves a tenth of the way to the batch's.
+    stem = conv(np.asarray(IMAGES, np.float64), np.asarray(variables["params"]["stem"]["kernel"]))
+    before, after = (np.asarray(v["batch_stats"]["stage1"]["block1"]["bn1"]["mean"]) for v in (variables, whole[1]))
+    np.testing.assert_allclose(after, 0.9 * before + 0.1 * stem.mean(axis=(0, 1, 2)), rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(jax.tree.map(lambda leaf: leaf[0], cut[1]), whole[1], rtol=1e-4, atol=1e-5)
 
 
