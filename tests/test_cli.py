@@ -185,7 +185,6 @@ def test_help_lists_the_overrides(capsys):
 
 
 def test_tensorboard_on_request(tmp_path, config):
-    pytest.importorskip("tensorboardX")
     assert main(["train", config, "--workdir", str(tmp_path / "w"), "--tensorboard"]) == 0
     events = list((tmp_path / "w" / "tensorboard").glob("events*"))
     assert events and np.sum([e.stat().st_size for e in events]) > 100
