@@ -138,7 +138,8 @@ assert difference < 1e-4 * jnp.abs(logits).max()
 
 # %% [markdown]
 # ## The same, by name and by command
-# Wide residual networks with soft sharing go by `swrn-depth-width-templates`; `paramshare train experiments/quickstart.py --workdir runs/quickstart`
+# Wide residual networks with soft sharing go by `swrn-depth-width-templates`;
+# `paramshare train experiments/quickstart.py --workdir runs/quickstart`
 # trains one with augmentation, schedules, checkpoints and several devices.
 
 # %%

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paramshare.training.config import Config
+    from paramshare.training.run import Run
 
 USAGE, FAILED = 2, 1
 
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say(f"unrecognised argument {rest[0]!r}; see `paramshare {known.command} --help`")
     try:
         return known.run(known, rest)
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
     except BrokenPipeError:  # `paramshare models | head`: nobody reads on, and the interpreter must not try to flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -70,12 +73,9 @@ def _say(message: str, code: int = USAGE) -> int:
 
 def _train(known: argparse.Namespace, rest: list[str]) -> int:
     from paramshare.training import config as configs
-    from paramshare.training.loop import train
+    from paramshare.training.loop import fit
+    from paramshare.training.run import prepare
 
-    if known.distributed:
-        import jax
-
-        jax.distributed.initialize()
     if {"-h", "--help"} & set(rest):
         override(configs.load_file(known.config) if known.config else configs.Config(), ["--help"], known.config or "CONFIG")
     if known.config is None:
@@ -83,9 +83,23 @@ def _train(known: argparse.Namespace, rest: list[str]) -> int:
     if known.workdir is None:
         raise CommandError("train needs --workdir DIR: where the run is kept, and found again when the same command is given again")
     config = override(configs.load_file(known.config), rest, known.config)
-    result = train(config, known.workdir)
-    report(pathlib.Path(known.workdir), config, result)
+    if known.distributed:
+        _join()
+    run, workdir = prepare(config), pathlib.Path(known.workdir)
+    report(run, workdir, fit(run, workdir))
     return 0
+
+
+def _join() -> None:
+    """Makes this one process of several."""
+    import jax
+
+    try:
+        jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        raise CommandError(
+            f"--distributed finds no cluster ({error}); it knows TPU pods, Slurm, Open MPI and Kubernetes by their environment"
+        ) from None
 
 
 def override(config: "Config", rest: list[str], file: str) -> "Config":
@@ -130,7 +144,7 @@ def _field_names(value: Any, prefix: str = "") -> list[str]:
     return names
 
 
-def report(workdir: pathlib.Path, config: "Config", result: dict[str, Any]) -> None:
+def report(run: "Run", workdir: pathlib.Path, result: dict[str, Any]) -> None:
     """Draws the pictures of a finished run into its workdir, and prints its result."""
     import jax
 
@@ -141,7 +155,6 @@ def report(workdir: pathlib.Path, config: "Config", result: dict[str, Any]) -> N
     from paramshare.shared import Shared
     from paramshare.training.checkpoint import Checkpoints
     from paramshare.training.metrics import read_metrics
-    from paramshare.training.run import prepare
 
     title = f"{result['model']} on {result['data']}"
     marks = {"last epoch": result["last"]["test"]["accuracy"]}
@@ -149,7 +162,6 @@ def report(workdir: pathlib.Path, config: "Config", result: dict[str, Any]) -> N
         marks["chosen by validation"] = result["selected"]["test"]["accuracy"]
     pictures = [workdir / "learning_curves.png"]
     learning_curves(read_metrics(workdir / "metrics.jsonl"), pictures[0], title=title, test=marks)
-    run = prepare(config)
     if isinstance(run.model, Shared):
         with Checkpoints(workdir / "checkpoints") as checkpoints:
             state, _ = checkpoints.restore(jax.eval_shape(run.init))
@@ -159,9 +171,10 @@ def report(workdir: pathlib.Path, config: "Config", result: dict[str, Any]) -> N
             similarity(run.model, state.variables), pictures[1], labels=labels, title=f"{title}: layer similarity after training"
         )
 
-    counts, seconds, speed = result["counts"], result["seconds"], result["images_per_second"]
+    counts, seconds = result["counts"], result["seconds"]
+    speed = f"training at {result['images_per_second']:,.0f} images/s " if result["images_per_second"] else ""
     parts = ", ".join(f"{name} {counts[name]:,}" for name in ("banks", "coefficients", "private"))
-    print(f"\n{title}: {result['epochs']} epochs in {seconds:.0f} s, {speed:,.0f} images/s on {result['devices']}")
+    print(f"\n{title}: {result['epochs']} epochs in {seconds:.0f} s, {speed}on {result['devices']}")
     print(f"parameters     {counts['trainable']:,} trainable: {parts}")
     print(f"test accuracy  {_percent(result['last']['test'])} after the last epoch")
     if result["selected"]:
@@ -185,10 +198,13 @@ def _eval(known: argparse.Namespace, rest: list[str]) -> int:
     from paramshare.training.checkpoint import Checkpoints
     from paramshare.training.config import ConfigError
     from paramshare.training.evaluation import make_evaluate
-    from paramshare.training.run import prepare, stored_config
+    from paramshare.training.run import prepare
+    from paramshare.training.workdir import stored_config
 
     workdir = pathlib.Path(known.workdir)
     run = prepare(stored_config(workdir))
+    if known.checkpoint == "best" and not len(run.data.validation):
+        raise ConfigError("the run had no validation images (data.validation=0), so no epoch was chosen; take --checkpoint last")
     source = getattr(run.data, known.split)
     if not len(source):
         raise ConfigError(

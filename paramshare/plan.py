@@ -48,6 +48,8 @@ class Rule:
             raise PlanError(f"{self}: a rule takes either a pattern or a list of paths")
         if not isinstance(self.scheme, Scheme) or isinstance(self.scheme, type):
             raise PlanError(f"{self}: scheme must be a sharing scheme such as Soft(templates=2), got {self.scheme!r}")
+        if not isinstance(self.bank, str) or not isinstance(self.pattern, str | None) or not all(isinstance(p, str) for p in paths):
+            raise PlanError(f"{self}: pattern, bank and paths are strings; got {self.pattern!r}, {self.bank!r} and {paths!r}")
         repeated = sorted({path for path in paths if paths.count(path) > 1})
         if repeated:
             raise PlanError(f"{self}: path {repeated[0]!r} is listed twice; a parameter is one site")
@@ -139,8 +141,8 @@ class Plan:
                     taken[path] = claimed[path]
                     continue
                 claimed[path] = number
-                if not bank or "/" in bank:
-                    raise PlanError(f"{rule} gives {path!r} a bank named {bank!r}; a name must not be empty or hold a '/'")
+                if not bank or "/" in bank or bank == "model":
+                    raise PlanError(f"{rule} gives {path!r} a bank named {bank!r}; a name must not be empty, hold a '/', or be 'model'")
                 if schemes.setdefault(bank, (rule, rule.scheme))[1] != rule.scheme:
                     raise PlanError(
                         f"{schemes[bank][0]} and {rule} both draw on bank {bank!r}, through {schemes[bank][1]} and {rule.scheme}; "
@@ -174,6 +176,15 @@ class Plan:
             )
 
 
+def orphan(model: nn.Module) -> nn.Module:
+    """The model, free of the module in whose method it was built.
+
+    A module built in another one's `__call__` belongs to that one's scope, and so do the modules that it was given as attributes:
+    wherever it is put, their parameters would stay with the outer module.
+    """
+    return model if model.parent is None else model.clone(parent=None, name=None, _deep_clone=True, _reset_names=True)
+
+
 def trace_parameters(model: nn.Module, *example_inputs: Any, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
     """The model's parameters by path, in the order in which the model first calls the layers that own them.
 
@@ -182,7 +193,8 @@ def trace_parameters(model: nn.Module, *example_inputs: Any, **options: Any) -> 
     calls: dict[tuple[str, ...], int] = {}
 
     def note(call, args, kwargs, context):
-        calls.setdefault(context.module.path, len(calls))
+        if context.module.scope is not None:  # a module that is used without being bound has no place
+            calls.setdefault(context.module.path, len(calls))
         return call(*args, **kwargs)
 
     leaves, tree = jax.tree.flatten((example_inputs, options))
@@ -194,7 +206,7 @@ def trace_parameters(model: nn.Module, *example_inputs: Any, **options: Any) -> 
             filled[i] = value
         args, kwargs = jax.tree.unflatten(tree, filled)
         with nn.intercept_methods(note):
-            return nn.meta.unbox(model.clone(parent=None, name=None).init(jax.random.key(0), *args, **kwargs))
+            return nn.meta.unbox(orphan(model).init(jax.random.key(0), *args, **kwargs))
 
     shapes = [jax.ShapeDtypeStruct(leaves[i].shape, leaves[i].dtype) for i in arrays]
     flat = _flatten(jax.eval_shape(init, shapes).get("params", {}))

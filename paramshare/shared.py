@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from paramshare.layout import Layout, PlanError
-from paramshare.plan import Plan
+from paramshare.plan import Plan, orphan
 
 
 class Shared(nn.Module):
@@ -23,9 +23,14 @@ class Shared(nn.Module):
     The model's other methods are called by name, `shared.apply(variables, x, method="encode")`, and on a bound module as its own,
     `bound.encode(x)`.
 
+    Lifted transforms (`nn.remat`, `nn.jit`, `nn.vmap`, ...) take it as they take any module.
+
     Attributes:
       model: the plain model; it knows nothing of this.
       layout: what `Plan.resolve` returned for the model.
+
+    Raises:
+      PlanError: when called, if a bank is missing from the variables.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp, paramshare
@@ -44,9 +49,9 @@ class Shared(nn.Module):
     layout: Layout
 
     def __post_init__(self):
-        # A model built inside another module's __call__ belongs to that module's scope, and would keep its parameters there.
-        if isinstance(self.model, nn.Module) and self.model.parent is not None:
-            object.__setattr__(self, "model", self.model.clone(parent=None, name=None))
+        # "model" is the name of a model that is ours already: lifted transforms rebuild this module around it.
+        if isinstance(self.model, nn.Module) and self.model.name != "model":
+            object.__setattr__(self, "model", orphan(self.model))
         super().__post_init__()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -54,11 +59,18 @@ class Shared(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         model = self.__dict__.get("model")
-        if name.startswith("_") or model is None or not callable(getattr(type(model), name, None)):
+        if name.startswith("_") or model is None:
             return super().__getattr__(name)
+        if not callable(getattr(type(model), name, None)):
+            raise AttributeError(
+                f"Shared({type(model).__name__}) has no method {name!r}; the model's methods are called by name, "
+                'as in shared.apply(variables, x, method="encode"), its attributes are those of shared.model'
+            )
         return types.MethodType(lambda module, *args, **kwargs: module._call(name, args, kwargs), self)
 
     def setup(self):
+        if self.name is not None and self.model.path[-2:] != (self.name, "model"):
+            raise PlanError("the model belongs to another module already, where its parameters would go; build one for each Shared")
         # Not in `_call`: several of the model's methods may be called on one bound module, and must draw the banks once.
         if self.is_initializing() and not self.has_variable("params", "coefficients"):
             banks, coefficients = self.layout.init(self.make_rng("params"))
@@ -91,7 +103,8 @@ class Shared(nn.Module):
         """
         params = variables.get("params", {})
         weights = self.layout.expand(variables.get("banks", {}), params.get("coefficients", {}))
-        rest = {name: value["model"] for name, value in variables.items() if name not in ("banks", "params") and "model" in value}
+        # A model may have a collection called "banks" of its own: it is a Shared, say.
+        rest = {name: value["model"] for name, value in variables.items() if name != "params" and "model" in value}
         return {"params": self.layout.fill(params.get("model", {}), weights), **rest}
 
     def describe(self) -> str:
@@ -118,6 +131,8 @@ def share(model: nn.Module, plan: Plan, *example_inputs: Any, **options: Any) ->
         raise PlanError("the model is already shared; put all rules into one plan")
     if not isinstance(model, nn.Module):
         raise PlanError(f"share takes a Flax linen module, got {model!r}")
+    if not isinstance(plan, Plan):
+        raise PlanError(f"share takes a plan, such as Plan(Rule(...)), got {plan!r}")
     return Shared(model, plan.resolve(model, *example_inputs, **options))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,7 +56,7 @@ def test_is_sound_and_survives_storing(file):
 )
 def test_learning_rates_of_the_recipes(name, rates):
     config = load_file(next(f for f in FILES if f.stem == name))
-    rate = learning_rate(config, steps_per_epoch=7)
+    rate: Any = learning_rate(config, steps_per_epoch=7)
     for epoch, expected in rates.items():
         assert float(rate(7 * epoch)) == pytest.approx(expected, rel=1e-5)
         assert float(rate(7 * epoch + 6)) == pytest.approx(expected, rel=1e-5)

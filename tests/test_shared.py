@@ -155,7 +155,7 @@ class Outer(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        built = Shared(Coder(), paramshare.share(Coder(), PLAN, x).layout, name="built")
+        built = Shared(Coder(), PLAN.resolve(Coder(), x), name="built")
         return nn.Dense(8, name="top")(self.given(self.given(built.decode(built.encode(x)))))
 
 

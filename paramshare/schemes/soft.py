@@ -69,7 +69,14 @@ class Soft:
         return {"templates": templates_KxP}, orthogonal(coefficient_key, len(sites), self.templates, dtype)
 
     def expand(self, bank: dict[str, jax.Array], coefficients: jax.Array, sites: tuple[Site, ...]) -> tuple[jax.Array, ...]:
-        """The L kernels, by one matmul."""
+        """The L kernels, by one matmul; `SchemeError` if the arrays are not (k, P) and (L, k)."""
+        found = (bank["templates"].shape, coefficients.shape)
+        wanted = ((self.templates, sites[0].size), (len(sites), self.templates))
+        if found != wanted:
+            raise SchemeError(
+                f"{self} over {len(sites)} sites of {sites[0].size} numbers wants templates and coefficients of shapes {wanted}, "
+                f"got {found}; pass the variables of a model shared by this same plan"
+            )
         # Full precision: TPUs and GPUs would round float32 operands of a matmul, and this one costs next to nothing.
         kernels_LxP = jnp.einsum("lk,kp->lp", coefficients, bank["templates"], precision=jax.lax.Precision.HIGHEST)
         return tuple(kernels_LxP[i].reshape(site.shape).astype(site.dtype) for i, site in enumerate(sites))

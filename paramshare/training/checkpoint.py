@@ -42,7 +42,7 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """The newest step, or None."""
-        return self._open().latest_step() if self.folder.is_dir() else None
+        return self._open().latest_step() if self.folder.exists() else None
 
     def save(self, step: int, tree: Any, notes: dict[str, Any], *, wait: bool = False) -> None:
         """Writes a state and its notes (JSON). Copies it first, then goes on in the background unless told to wait.
@@ -52,7 +52,7 @@ class Checkpoints:
         manager = self._open()
         if step not in manager.all_steps():
             # Host copies: the next training step may take over the memory of these arrays.
-            arrays = jax.tree.map(np.asarray, tree)
+            arrays = jax.tree.map(np.array, jax.device_get(tree))
             manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), notes=ocp.args.JsonSave(notes)))
         if wait:
             manager.wait_until_finished()
@@ -82,7 +82,7 @@ class Checkpoints:
         except Exception as error:  # Orbax and its storage raise whatever the damage leads them to
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
-                f"checkpoint {place} cannot be read ({type(error).__name__}: {reason}); "
+                f"checkpoint {place} cannot be read, or is of another model ({type(error).__name__}: {reason}); "
                 "remove that folder to go on from an earlier one, or use a new workdir"
             ) from error
         for (path, wanted), leaf in zip(jax.tree_util.tree_leaves_with_path(like), jax.tree.leaves(tree), strict=True):
@@ -92,16 +92,26 @@ class Checkpoints:
                 )
         return jax.tree.map(np.asarray, tree), notes
 
+    def wait(self) -> None:
+        """Waits until what was saved is on disk."""
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise CheckpointError(f"{self.folder} is a file where a folder of checkpoints should be; remove it, or use a new workdir")
             options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, create=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """A JSON file's content; `CheckpointError` if it is not whole."""
+    """A JSON object from a file; `CheckpointError` if it is not whole."""
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+        raise CheckpointError(f"{path} cannot be read: {error}; remove it, and the same command makes it anew") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} does not hold what a run leaves there; remove it, and the same command makes it anew")
+    return found

@@ -108,6 +108,7 @@ class Config:
 
     def check(self) -> None:
         """Raises `ConfigError`, naming the field, its value and what it may be, if a value makes no sense."""
+        check_types(self, Config)
 
         def require(holds: bool, field: str, value: Any, wanted: str) -> None:
             if not holds:
@@ -137,17 +138,26 @@ class Config:
             "0 or more, and less than epochs",
         )
         require(0 <= self.data.validation < 1, "data.validation", self.data.validation, "in [0, 1)")
-        for field, hint in (("optimizer", Optimizer), ("schedule", Schedule), (None, Config)):
-            part = getattr(self, field) if field else self
-            for name, choices in typing.get_type_hints(hint).items():
-                if typing.get_origin(choices) is Literal:
-                    options = typing.get_args(choices)
-                    require(
-                        getattr(part, name) in options,
-                        f"{field}.{name}" if field else name,
-                        getattr(part, name),
-                        f"one of {', '.join(options)}",
-                    )
+
+
+def check_types(value: Any, hint: Any, field: str = "") -> None:
+    """Raises `ConfigError` at the first field whose value is not of its declared type; an int will do for a float."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, hint):
+        for name, part in typing.get_type_hints(hint).items():
+            check_types(getattr(value, name), part, f"{field}.{name}" if field else name)
+        return
+    if origin is Literal:
+        fits, wanted = value in options, f"one of {', '.join(options)}"
+    elif origin is types.UnionType:
+        fits = value is None or type(value) in options or (type(value) is int and float in options)
+        wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options).replace("NoneType", "None")
+    elif origin is tuple:
+        fits, wanted = isinstance(value, tuple) and all(type(item) is options[0] for item in value), f"a tuple of {options[0].__name__}s"
+    else:
+        fits, wanted = type(value) is hint or (hint is float and type(value) is int), f"of type {hint.__name__}"
+    if not fits:
+        raise ConfigError(f"{field or 'config'} is {value!r}; it must be {wanted}")
 
 
 def load_file(path: str | pathlib.Path) -> Config:
@@ -159,7 +169,7 @@ def load_file(path: str | pathlib.Path) -> Config:
     path = pathlib.Path(path)
     if not path.is_file():
         raise ConfigError(
-            f"no configuration file {str(path)!r}; give the path of a Python file that sets `config`, such as experiments/quickstart.py"
+            f"no configuration file {str(path)!r}; CONFIG comes first: a Python file that sets `config`, such as experiments/quickstart.py"
         )
     try:
         config = runpy.run_path(str(path)).get("config")
@@ -203,6 +213,8 @@ def differences(ours: Config, theirs: Config) -> list[str]:
 
 def _build(kind: Any, value: Any) -> Any:
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f"{value!r} where {kind.__name__} should be")
         hints = typing.get_type_hints(kind)
         unknown = sorted(set(value) - set(hints))
         if unknown:

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from paramshare.training.config import ConfigError
-from paramshare.training.step import AXIS
+from paramshare.training.state import AXIS
 
 
 class Devices:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -15,14 +16,15 @@ import numpy as np
 from tqdm import tqdm
 
 from paramshare.shared import count
-from paramshare.training.checkpoint import Checkpoints
+from paramshare.training.checkpoint import Checkpoints, read_json
 from paramshare.training.config import Config
 from paramshare.training.data import ArraySource, ImageSet, train_batches, train_indices
 from paramshare.training.evaluation import make_evaluate
 from paramshare.training.metrics import MetricsFile
-from paramshare.training.run import Run, claim, prepare
+from paramshare.training.run import Run, check_batch, prepare
 from paramshare.training.state import State
 from paramshare.training.step import make_train_step
+from paramshare.training.workdir import claim
 
 REFRESH_SECONDS = 1.0  # of the progress bar; each refresh waits for the step under way
 
@@ -37,18 +39,27 @@ class Interrupted(RuntimeError):
     def __init__(self, message: str, signum: int):
         super().__init__(message)
         self.signum = signum
+        print("\nparamshare: stopping after this step", file=sys.stderr, flush=True)
 
 
 @dataclasses.dataclass
 class Progress:
-    """What a run remembers beside its state: sums over the current epoch, and the best validation so far."""
+    """What a run remembers beside its state: sums over the current epoch, the best validation so far, and time.
+
+    Attributes:
+      seconds: of the whole run, compilation, validation and checkpoints included.
+      training_seconds: of training steps alone, and `training_images` that they took; the first steps, which compile, left out.
+    """
 
     loss: float = 0.0
     accuracy: float = 0.0
     batches: int = 0
     best_accuracy: float = -1.0
     best_epoch: int = 0
+    best_step: int = 0
     seconds: float = 0.0
+    training_seconds: float = 0.0
+    training_images: int = 0
 
     def add(self, metrics: list[dict[str, Any]]) -> None:
         """Adds steps to the epoch's sums."""
@@ -89,13 +100,17 @@ def train(
       NonFinite: if a loss or gradient is not finite; names the step.
       Interrupted: after SIGINT or SIGTERM, with the state saved.
     """
-    workdir = pathlib.Path(workdir)
-    run = prepare(config, model=model, data=data, devices=devices)
-    config = run.config
-    claim(workdir, config)
+    return fit(prepare(config, model=model, data=data, devices=devices), workdir, quiet=quiet)
+
+
+def fit(run: Run, workdir: str | pathlib.Path, *, quiet: bool = False) -> dict[str, Any]:
+    """Trains what `prepare` has brought together; see `train`."""
+    workdir, config = pathlib.Path(workdir), run.config
+    check_batch(run)
+    claim(workdir, run)
     finished = workdir / "result.json"
     if finished.is_file():
-        return json.loads(finished.read_text())
+        return read_json(finished)
 
     with Checkpoints(workdir / "checkpoints") as newest, Checkpoints(workdir / "best", keep=1) as best, _Signals() as signals:
         # --- Resume or start
@@ -117,7 +132,7 @@ def train(
         evaluate = make_evaluate(run)
         pending: list[dict[str, jax.Array]] = []  # measured, perhaps not computed yet
         window: list[dict[str, float]] = []  # fetched, not yet in a line of metrics
-        fetched = time.monotonic()
+        fetched, compiled = time.monotonic(), False
         try:
             for inputs in _inputs(run, step):
                 state, measured = update(state, inputs)
@@ -128,8 +143,12 @@ def train(
                 line_due = step % config.log_every == 0 or of_epoch == 0
                 if line_due or stop or time.monotonic() - fetched > REFRESH_SECONDS:
                     found = _fetch(pending, step)
+                    now = time.monotonic()  # only now have the steps been computed
                     progress.add(found)
-                    window, pending, fetched = window + found, [], time.monotonic()
+                    if compiled:
+                        progress.training_seconds += now - fetched
+                        progress.training_images += len(found) * config.batch_size
+                    window, pending, fetched, compiled = window + found, [], now, True
                     bar.update(len(found) * config.batch_size)
                     bar.set_postfix(
                         epoch=f"{-(-step // run.steps_per_epoch)}/{config.epochs}",
@@ -149,7 +168,9 @@ def train(
                     _finish_epoch(run, epoch, step, state, progress, evaluate, best, metrics, bar)
                 progress.seconds = time.monotonic() - started
                 if stop or step == run.steps or (of_epoch == 0 and epoch % config.checkpoint_every == 0):
-                    newest.save(step, state, dataclasses.asdict(progress), wait=bool(stop))
+                    newest.save(step, state, dataclasses.asdict(progress), wait=bool(stop) or step == run.steps)
+                if of_epoch == 0:
+                    fetched = time.monotonic()  # validation and saving are not training
                 if stop and step < run.steps:
                     raise Interrupted(
                         f"interrupted at step {step} of {run.steps}; state saved in {newest.folder}; the same command goes on from there",
@@ -219,8 +240,9 @@ def _finish_epoch(
             epoch=f"{epoch}/{run.config.epochs}", loss=f"{line['loss']:.3f}", acc=f"{line['accuracy']:.3f}", val=f"{found['accuracy']:.3f}"
         )
         if found["accuracy"] > progress.best_accuracy:
-            progress.best_accuracy, progress.best_epoch = found["accuracy"], epoch
-            best.save(step, state.variables, {"epoch": epoch, "validation_accuracy": found["accuracy"]})
+            progress.best_accuracy, progress.best_epoch, progress.best_step = found["accuracy"], epoch, step
+            # On disk before any checkpoint that says so.
+            best.save(step, state.variables, {"epoch": epoch, "validation_accuracy": found["accuracy"]}, wait=True)
     metrics.write("epoch", step, **line)
     progress.loss = progress.accuracy = 0.0
     progress.batches = 0
@@ -237,12 +259,12 @@ def _result(run: Run, state: State, progress: Progress, evaluate: Any, best: Che
         "last": {"epoch": run.config.epochs, "test": last},
         "selected": None,
         "seconds": round(progress.seconds, 1),
-        "images_per_second": round(run.steps * run.config.batch_size / max(progress.seconds, 1e-9), 1),
+        "images_per_second": round(progress.training_images / progress.training_seconds, 1) if progress.training_images else None,
         "devices": f"{run.devices.count} x {run.devices.devices[0].device_kind}",
         "jax": jax.__version__,
     }
     if progress.best_epoch:
-        variables, notes = best.restore(shapes.variables)
+        variables, notes = best.restore(shapes.variables, progress.best_step)
         result["selected"] = {**notes, "test": evaluate(variables, run.data.test)}
     return result
 
@@ -262,11 +284,15 @@ def _bar(run: Run, step: int, *, hidden: bool) -> tqdm:
 
 
 class _Signals:
-    """SIGINT and SIGTERM set a flag that the loop reads between steps; a second SIGINT ends the process as usual."""
+    """SIGINT and SIGTERM set a flag that the loop reads between steps; a second SIGINT ends the process as usual.
+
+    With several processes, SIGTERM to any of them stops all, after one same step; SIGINT is not caught.
+    """
 
     def __enter__(self) -> "_Signals":
         self.signum, self._before = 0, {}
-        if threading.current_thread() is threading.main_thread():
+        # Several processes have to stop after the same step, which only JAX's own preemption service can arrange: it takes SIGTERM.
+        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
             self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -278,6 +304,7 @@ class _Signals:
         if self.signum and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = signum
+        print("\nparamshare: stopping after this step", file=sys.stderr, flush=True)
 
     def stop(self, step: int) -> int:
         """The signal to stop for after this step, or 0; all processes stop after the same step."""

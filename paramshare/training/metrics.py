@@ -1,11 +1,10 @@
 """Where a run's numbers go: JSON lines, TensorBoard on request, a progress bar."""
 
+import contextlib
 import json
 import os
 import pathlib
 from typing import Any
-
-from paramshare.training.config import ConfigError
 
 
 class MetricsFile:
@@ -25,10 +24,8 @@ class MetricsFile:
         if not write:
             return
         if tensorboard:
-            try:
-                from tensorboardX import SummaryWriter
-            except ImportError:
-                raise ConfigError('tensorboard is on, but tensorboardX is not installed; pip install "paramshare[tensorboard]"') from None
+            from tensorboardX import SummaryWriter
+
             self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         if self.path.exists():
             kept = [json.dumps(line) for line in read_metrics(self.path) if line["step"] <= step]
@@ -55,11 +52,11 @@ class MetricsFile:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line cut short by a kill is left out."""
+    """The lines of a metrics file, none if there is none; a line cut short by a kill, or that is not ours, is left out."""
     lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
+    for text in path.read_text().splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int) and "kind" in line:
+                lines.append(line)
     return lines

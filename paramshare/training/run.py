@@ -1,7 +1,10 @@
 """A run before its first step: configuration, data, network and devices brought together and checked against each other."""
 
 import dataclasses
+import hashlib
+import importlib.util
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,13 +14,11 @@ import jax.numpy as jnp
 import optax
 
 from paramshare.shared import Shared
-from paramshare.training import config as configs
 from paramshare.training.config import Config, ConfigError
 from paramshare.training.data import ImageSet, load
 from paramshare.training.devices import Devices
 from paramshare.training.optimizer import learning_rate, optimizer
-from paramshare.training.state import State, init_state
-from paramshare.training.step import AXIS
+from paramshare.training.state import AXIS, State, init_state
 from paramshare.zoo import create_model
 
 
@@ -47,6 +48,16 @@ class Run:
         return len(self.data.train) // self.config.batch_size
 
     @property
+    def identity(self) -> dict[str, str]:
+        """What the configuration does not say of a network and images of one's own; equal for equal runs, in any process."""
+        model = re.sub(r" at 0x[0-9a-f]+", "", repr(self.model))
+        parts = "/".join(str(len(part)) for part in (self.data.train, self.data.validation, self.data.test))
+        return {
+            "model": hashlib.sha256(model.encode()).hexdigest()[:16],
+            "data": f"{parts} images of {self.data.image_shape}, {self.data.num_classes} classes",
+        }
+
+    @property
     def steps(self) -> int:
         """Updates of the whole run."""
         return self.config.epochs * self.steps_per_epoch
@@ -69,10 +80,13 @@ def prepare(config: Config, *, model: nn.Module | None = None, data: ImageSet | 
       ConfigError, DataError, ModelError: naming what does not fit, and the remedy.
     """
     config.check()
+    if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise ConfigError('tensorboard is on, but tensorboardX is not installed; pip install "paramshare[tensorboard]"')
     if data is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=data.name, path=None))
+    elif config.data.path is not None:  # the same folder, wherever the run is resumed from
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(pathlib.Path(config.data.path).absolute())))
     front = Devices(config.mapping, devices)
-    front.check_batch(config.batch_size)
     if data is None:
         wanted = config.data
         data = load(
@@ -83,10 +97,6 @@ def prepare(config: Config, *, model: nn.Module | None = None, data: ImageSet | 
             seed=config.seed,
             train_examples=wanted.train_examples,
             image_size=wanted.image_size,
-        )
-    if config.batch_size > len(data.train):
-        raise ConfigError(
-            f"batch_size {config.batch_size} is larger than the {len(data.train)} training images of {data.name!r}; make it smaller"
         )
     config.augment.check(*data.image_shape[:2])
     classes = config.model.num_classes
@@ -105,9 +115,16 @@ def prepare(config: Config, *, model: nn.Module | None = None, data: ImageSet | 
         plain = model.model if isinstance(model, Shared) else model
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, name=type(plain).__name__))
     check_model(model, config.model.name, data)
-    steps = len(data.train) // config.batch_size
-    rate = learning_rate(config, steps)
+    rate = learning_rate(config, max(1, len(data.train) // config.batch_size))
     return Run(config, data, model, front, rate, optimizer(config, rate))
+
+
+def check_batch(run: Run) -> None:
+    """Raises `ConfigError` unless the batch can be filled, and cut evenly over the devices."""
+    size, images = run.config.batch_size, len(run.data.train)
+    run.devices.check_batch(size)
+    if size > images:
+        raise ConfigError(f"batch_size {size} is larger than the {images} training images of {run.data.name!r}; make it smaller")
 
 
 def check_model(model: nn.Module, name: str, data: ImageSet) -> None:
@@ -122,38 +139,3 @@ def check_model(model: nn.Module, name: str, data: ImageSet) -> None:
     found, wanted = getattr(logits, "shape", None), (1, data.num_classes)
     if found != wanted:
         raise ConfigError(f"model {name!r} gives {found} for one image of data set {data.name!r}; one number a class is wanted, {wanted}")
-
-
-def claim(workdir: pathlib.Path, config: Config) -> None:
-    """Makes the workdir and keeps the configuration in it, or sees that it is a workdir of this same configuration.
-
-    Raises:
-      ConfigError: if the folder holds a run of another configuration, or files of something else; nothing is changed.
-    """
-    stored = workdir / "config.json"
-    if stored.is_file():
-        changed = configs.differences(config, configs.from_json(stored.read_text()))
-        if changed:
-            raise ConfigError(
-                f"workdir {workdir} holds a run of another configuration ({'; '.join(changed)}); use a new --workdir, or the same settings"
-            )
-        return
-    if jax.process_index() != 0:
-        return  # the first process is about to make it
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise ConfigError(f"workdir {workdir} is not empty and holds no run; use a new --workdir")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        fresh = workdir / "config.json.tmp"
-        fresh.write_text(configs.to_json(config))
-        fresh.replace(stored)
-    except OSError as error:
-        raise ConfigError(f"workdir {workdir} cannot be written: {error}") from None
-
-
-def stored_config(workdir: pathlib.Path) -> Config:
-    """The configuration of a workdir; `ConfigError` if it holds none."""
-    stored = workdir / "config.json"
-    if not stored.is_file():
-        raise ConfigError(f"{workdir} holds no run (no config.json); give the --workdir of a training run")
-    return configs.from_json(stored.read_text())

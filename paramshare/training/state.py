@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 TRAINABLE = ("banks", "params")
+AXIS = "devices"  # name of the axis that a step is mapped over
 
 
 @flax.struct.dataclass
@@ -37,8 +38,20 @@ class State:
 
 def init_state(model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, ...], seed: int) -> State:
     """A fresh state, a pure function of the seed; jit it to draw no weight that a bank replaces."""
-    variables = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape), jnp.float32))
+    images = jnp.zeros((1, *image_shape), jnp.float32)
+    variables = model.init(jax.random.key(seed), images, train=False)
     trainable = {name: variables[name] for name in TRAINABLE if name in variables}
-    # What the model merely shows of its inner life is no state.
-    collections = {name: value for name, value in variables.items() if name not in (*TRAINABLE, "intermediates", "perturbations")}
+    others = [name for name in variables if name not in TRAINABLE]
+
+    # What a module sows grows with each call: it is shown, not kept. Only what keeps its form from step to step is state.
+    def after_a_step(key):
+        return dict(model.apply(variables, images, train=True, mutable=others, rngs={"params": key})[1])
+
+    mapped = jax.vmap(after_a_step, axis_name=AXIS)  # a model may average its statistics over the axis
+    after = jax.eval_shape(lambda: jax.tree.map(lambda x: x[0], mapped(jax.random.split(jax.random.key(0), 1))))
+    collections = {name: variables[name] for name in others if _form(after.get(name)) == _form(variables[name])}
     return State(jnp.zeros((), jnp.int32), trainable, collections, optimizer.init(trainable), jnp.zeros((), jnp.bool_))
+
+
+def _form(tree: Any) -> Any:
+    return jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]

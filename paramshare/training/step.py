@@ -10,9 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from paramshare.training.data import Augment, augment, normalise
-from paramshare.training.state import State
-
-AXIS = "devices"
+from paramshare.training.state import AXIS, State
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -49,7 +47,8 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         image_key, model_key = jax.random.split(key)
         x_BxHxWxC = augment(image_key, batch["image"], augmentation, mean, std, first=device * size)
-        rngs = {"dropout": jax.random.fold_in(model_key, device)}
+        # Flax draws dropout, and any other stream that a model asks for, from "params" where it is not given by name.
+        rngs = {"params": jax.random.fold_in(model_key, device)}
 
         def loss_fn(trainable):
             logits_BxK, collections = model.apply(

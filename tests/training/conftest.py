@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from paramshare import Plan, Rule, Soft, share
 from paramshare.training.config import Config, Model, Optimizer, Schedule
 from paramshare.training.data import Augment, ImageSet, from_arrays
-from paramshare.training.step import AXIS
+from paramshare.training.state import AXIS
 
 
 class Small(nn.Module):
@@ -55,7 +55,7 @@ def _lenient_promotion():
 
 @pytest.fixture(scope="session")
 def digits() -> ImageSet:
-    found = load_digits()
+    found: Any = load_digits()
     image, label = (found.images * 15).astype(np.uint8)[..., None], found.target
     return from_arrays((image[:320], label[:320]), (image[320:421], label[320:421]), name="some digits", validation=0.2)
 

@@ -63,7 +63,10 @@ def test_an_unreadable_checkpoint_is_named(tmp_path, damage):
             file.unlink()
         for file in step.rglob("manifest.ocdbt"):
             file.unlink()
-    with Checkpoints(tmp_path / "c") as checkpoints, pytest.raises(CheckpointError, match=r"3 cannot be read .*; remove that folder"):
+    with (
+        Checkpoints(tmp_path / "c") as checkpoints,
+        pytest.raises(CheckpointError, match=r"3 cannot be read, or is of another model .*; remove that folder"),
+    ):
         checkpoints.restore(TREE)
 
 

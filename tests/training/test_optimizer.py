@@ -1,6 +1,7 @@
 """Update rules and schedules against the papers' recipes, written out by hand."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +22,10 @@ def gradients(step):
     return jax.tree.map(lambda x: jnp.cos(x * (step + 1)), VARIABLES)
 
 
-def run(config, steps=5):
+def run(config, steps=5) -> Any:
     rule = optimizer(config, optax.constant_schedule(config.optimizer.learning_rate))
-    variables, state = VARIABLES, rule.init(VARIABLES)
+    variables: Any = VARIABLES
+    state = rule.init(VARIABLES)
     for step in range(steps):
         updates, state = rule.update(gradients(step), state, variables)
         variables = optax.apply_updates(variables, updates)
@@ -60,7 +62,7 @@ def test_weight_decay_moves_everything_but_coefficients(name):
 
 
 def test_the_papers_cifar_schedule_drops_at_60_120_and_160():
-    rate = learning_rate(Config(), steps_per_epoch=390)
+    rate: Any = learning_rate(Config(), steps_per_epoch=390)
     for epoch, expected in [(0, 0.1), (59, 0.1), (60, 0.02), (119, 0.02), (120, 0.004), (159, 0.004), (160, 0.0008), (199, 0.0008)]:
         for step in (epoch * 390, epoch * 390 + 389):
             assert float(rate(step)) == pytest.approx(expected, rel=1e-5), epoch
@@ -68,11 +70,11 @@ def test_the_papers_cifar_schedule_drops_at_60_120_and_160():
 
 def test_a_milestone_keeps_its_epoch_under_warm_up():
     config = Config(schedule=Schedule("step", milestones=(4,), factor=0.1, warmup_epochs=2), epochs=8)
-    rate = learning_rate(config, steps_per_epoch=10)
+    rate: Any = learning_rate(config, steps_per_epoch=10)
     found = [float(rate(step)) for step in (0, 10, 19, 20, 39, 40)]
     np.testing.assert_allclose(found, [0, 0.05, 0.095, 0.1, 0.1, 0.01], rtol=1e-5)
 
 
 def test_cosine_ends_at_zero():
-    rate = learning_rate(Config(schedule=Schedule("cosine"), epochs=3), steps_per_epoch=10)
+    rate: Any = learning_rate(Config(schedule=Schedule("cosine"), epochs=3), steps_per_epoch=10)
     np.testing.assert_allclose([float(rate(step)) for step in (0, 15, 30)], [0.1, 0.05, 0], atol=1e-8)

@@ -21,7 +21,7 @@ from paramshare import Plan, Rule, Soft, share
 from paramshare.training.config import Config, Optimizer, Schedule
 from paramshare.training.data import Augment, from_arrays
 from paramshare.training.loop import train
-from paramshare.training.step import AXIS
+from paramshare.training.state import AXIS
 
 class Small(nn.Module):
     @nn.compact

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from paramshare.training.checkpoint import Checkpoints
-from paramshare.training.run import prepare, stored_config
+from paramshare.training.run import prepare
+from paramshare.training.workdir import stored_config
 
 CONFIG = """
 from paramshare.training.config import Config, Data, Model, Schedule

@@ -190,5 +190,10 @@ def from_arrays(
     held_part = sources["train"].take(rest) if held is None else sources["validation"].take(np.arange(len(held[1]) if validation else 0))
     if mean is None or std is None:
         measured_mean, measured_std = statistics.mean_and_std(part.image)
-        mean, std = mean or measured_mean, std or measured_std
-    return ImageSet(name, part, held_part, sources["test"], num_classes, shape, tuple(mean), tuple(std), in_memory=True)
+        mean, std = measured_mean if mean is None else mean, measured_std if std is None else std
+    mean, std = tuple(float(m) for m in mean), tuple(float(s) for s in std)
+    if len(mean) != shape[-1] or len(std) != shape[-1] or not all(s > 0 for s in std):
+        raise DataError(
+            f"{name}: mean={mean} and std={std} want a number for each of {shape[-1]} channels, std above 0; leave them out to compute them"
+        )
+    return ImageSet(name, part, held_part, sources["test"], num_classes, shape, mean, std, in_memory=True)

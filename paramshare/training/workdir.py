@@ -1,0 +1,54 @@
+"""The folder of a run: whose it is."""
+
+import json
+import pathlib
+
+import jax
+
+from paramshare.training import config as configs
+from paramshare.training.checkpoint import read_json
+from paramshare.training.config import Config, ConfigError
+from paramshare.training.run import Run
+
+
+def claim(workdir: pathlib.Path, run: Run) -> None:
+    """Makes the workdir and keeps the configuration in it, or sees that it is a workdir of this same run.
+
+    Raises:
+      ConfigError: if the folder holds another run, or files of something else; nothing is changed.
+      CheckpointError: if what it holds cannot be read.
+    """
+    stored = workdir / "config.json"
+    if stored.is_file():
+        changed = configs.differences(run.config, stored_config(workdir))
+        theirs = read_json(workdir / "identity.json")
+        changed += [f"{name}: {theirs.get(name)} -> {ours}" for name, ours in run.identity.items() if theirs.get(name) != ours]
+        if changed:
+            raise ConfigError(
+                f"workdir {workdir} holds a run of another configuration ({'; '.join(changed)}); use a new --workdir, or the same settings"
+            )
+        return
+    if jax.process_index() != 0:
+        return  # the first process is about to make it
+    # A claim that was killed may have left its own files behind.
+    if workdir.exists() and (not workdir.is_dir() or any(p.name not in ("identity.json", "config.json.tmp") for p in workdir.iterdir())):
+        raise ConfigError(f"workdir {workdir} is not empty and holds no run; use a new --workdir")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "identity.json").write_text(json.dumps(run.identity, indent=2) + "\n")
+        fresh = workdir / "config.json.tmp"
+        fresh.write_text(configs.to_json(run.config))
+        fresh.replace(stored)
+    except OSError as error:
+        raise ConfigError(f"workdir {workdir} cannot be written: {error}") from None
+
+
+def stored_config(workdir: pathlib.Path) -> Config:
+    """The configuration of a workdir; `ConfigError` if it holds none."""
+    stored = workdir / "config.json"
+    if not stored.is_file():
+        raise ConfigError(f"{workdir} holds no run (no config.json); give the --workdir of a training run")
+    try:
+        return configs.from_json(stored.read_text())
+    except (OSError, ConfigError) as error:
+        raise ConfigError(f"{stored}: {error}") from None
