@@ -1,5 +1,6 @@
 """The command: what it prints, and how it refuses bad input: one line, exit code 2, nothing written."""
 
+import importlib.util
 import json
 import pathlib
 
@@ -88,6 +89,71 @@ def test_bad_input_is_refused_before_anything_is_written(capsys, tmp_path, confi
 def test_a_configuration_that_does_not_run(capsys, tmp_path, text, message):
     (tmp_path / "bad.py").write_text(text)
     assert message in refused(capsys, "train", str(tmp_path / "bad.py"), "--workdir", str(tmp_path / "w"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("model='wrn-16-1'", "model is 'wrn-16-1'; it must be of type Model"),
+        ("epochs='3'", "epochs is '3'; it must be of type int"),
+        ("epochs=1.5", "epochs is 1.5; it must be of type int"),
+        ("label_smoothing=True", "label_smoothing is True; it must be of type float"),
+        ("data=Data(train_examples=1.5)", "data.train_examples is 1.5; it must be int or None"),
+        ("schedule=Schedule(milestones=[1])", "schedule.milestones is [1]; it must be a tuple of ints"),
+        ("mapping='vmap'", "mapping is 'vmap'; it must be one of pmap, shard_map"),
+    ],
+)
+def test_values_of_the_wrong_type(capsys, tmp_path, arguments, message):
+    (tmp_path / "bad.py").write_text(f"from paramshare.training.config import *\nconfig = Config({arguments})")
+    assert message in refused(capsys, "train", str(tmp_path / "bad.py"), "--workdir", str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
+
+
+def test_without_a_cluster_there_are_no_several_processes(capsys, tmp_path, config):
+    assert "--distributed finds no cluster" in refused(capsys, "train", config, "--workdir", str(tmp_path / "w"), "--distributed")
+
+
+def test_without_tensorboardx_nothing_is_begun(capsys, tmp_path, config, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboardX" else find_spec(name, *rest))
+    assert "pip install" in refused(capsys, "train", config, "--workdir", str(tmp_path / "w"), "--tensorboard")
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"result.json": b""}, "result.json cannot be read"),
+        ({"config.json": b"[]"}, "not a stored configuration of this version"),
+        ({"identity.json": b"{"}, "identity.json cannot be read"),
+        ({"result.json": None, "checkpoints": b"a file"}, "is a file where a folder of checkpoints should be"),
+    ],
+)
+def test_damage_in_a_workdir_is_told_in_one_line(capsys, trained, tmp_path, damage, message):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(trained / "run", copy)
+    for name, content in damage.items():
+        if (copy / name).is_dir():
+            shutil.rmtree(copy / name)
+        if content is None:
+            (copy / name).unlink()
+        else:
+            (copy / name).write_bytes(content)
+    assert message in refused(capsys, "train", str(trained / "config.py"), "--workdir", str(copy))
+
+
+def test_a_lost_metrics_file_or_a_claim_cut_short_do_not_stop_a_run(trained, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(trained / "run", copy)
+    (copy / "metrics.jsonl").unlink()
+    assert main(["train", str(trained / "config.py"), "--workdir", str(copy)]) == 0
+    (tmp_path / "claimed").mkdir()
+    (tmp_path / "claimed" / "config.json.tmp").write_text("{")
+    assert main(["train", str(trained / "config.py"), "--workdir", str(tmp_path / "claimed")]) == 0
 
 
 def test_arguments_that_are_missing_or_wrong(capsys, tmp_path, config):

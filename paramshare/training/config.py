@@ -177,6 +177,7 @@ def load_file(path: str | pathlib.Path) -> Config:
         raise ConfigError(f"{path} does not run: {type(error).__name__}: {error}") from error
     if not isinstance(config, Config):
         raise ConfigError(f"{path} must set `config` to a paramshare.training.config.Config; found {type(config).__name__}")
+    check_types(config, Config)  # the command line would trip over wrong ones before `check` could name them
     return config
 
 

@@ -24,6 +24,7 @@ def make_evaluate(run: Run) -> Callable[[Any, Source], dict[str, float]]:
             sums.append(step(variables, None, run.devices.cut(batch)))
             if len(sums) > 8:  # do not queue up a whole data set on the devices
                 jax.block_until_ready(sums[-8])
+        sums = jax.device_get(sums)
         total = {name: sum(float(s[name]) for s in sums) for name in ("loss", "correct", "correct5", "count")}
         count = max(total["count"], 1.0)
         return {

@@ -39,7 +39,6 @@ class Interrupted(RuntimeError):
     def __init__(self, message: str, signum: int):
         super().__init__(message)
         self.signum = signum
-        print("\nparamshare: stopping after this step", file=sys.stderr, flush=True)
 
 
 @dataclasses.dataclass

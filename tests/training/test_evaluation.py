@@ -14,7 +14,7 @@ from paramshare.training.step import cross_entropy
 
 
 @pytest.mark.parametrize("mapping", ["pmap", "shard_map"])
-@pytest.mark.parametrize(("batch_size", "devices"), [(4, 1), (64, 1), (8, 4), (64, 4), (256, 4)])
+@pytest.mark.parametrize(("batch_size", "devices"), [(4, 1), (64, 1), (6, 4), (64, 3), (256, 4)])
 def test_equals_one_pass_over_all_examples(digits, config, network, mapping, batch_size, devices):
     run = prepare(
         dataclasses.replace(config, batch_size=batch_size, mapping=mapping), model=network, data=digits, devices=jax.devices()[:devices]

@@ -1,6 +1,7 @@
 """The loop in one process: what it reports, what it leaves, and networks and images of one's own."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -123,3 +124,72 @@ def test_settings_that_make_no_sense_are_refused(config):
         dataclasses.replace(config, mapping="vmap").check()
     with pytest.raises(ConfigError, match="label_smoothing is 1"):
         dataclasses.replace(config, label_smoothing=1, data=Data()).check()
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def test_a_kill_between_the_two_saves_loses_nothing(config, digits, network, tmp_path, monkeypatch):
+    """The best state is on disk before a checkpoint says that it is there."""
+    config = dataclasses.replace(config, epochs=3, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.3))
+    whole = train(config, tmp_path / "whole", model=network, data=digits, devices=ONE, quiet=True)
+    for point in ("before best", "between", "after both"):
+        save, killed = Checkpoints.save, []
+
+        def dying(self, step, tree, notes, point=point, save=save, killed=killed, **options):
+            is_best = self.folder.name == "best"
+            dies = not killed and step >= 8 and is_best == (point == "before best")
+            if dies and point != "after both":
+                killed.append(step)
+                raise Killed
+            save(self, step, tree, notes, **options)
+            if is_best:
+                assert (self.folder / str(step)).is_dir()
+            if dies:
+                killed.append(step)
+                raise Killed
+
+        monkeypatch.setattr(Checkpoints, "save", dying)
+        with pytest.raises(Killed):
+            train(config, tmp_path / point, model=network, data=digits, devices=ONE, quiet=True)
+        monkeypatch.setattr(Checkpoints, "save", save)
+        found = train(config, tmp_path / point, model=network, data=digits, devices=ONE, quiet=True)
+        assert found["selected"] == whole["selected"] and found["last"] == whole["last"]
+
+
+def test_a_workdir_of_another_network_or_other_images_is_refused(finished, digits, make_network):
+    workdir, config, _ = finished
+    with pytest.raises(ConfigError, match=r"holds a run of another configuration \(model: "):
+        train(config, workdir, model=make_network(dtype=np.float16), data=digits, devices=ONE)
+    fewer = dataclasses.replace(digits, train=digits.train.take(np.arange(200)))
+    with pytest.raises(ConfigError, match=r"\(data: 256/64/101 images .* -> 200/64/101 images"):
+        train(config, workdir, model=make_network(), data=fewer, devices=ONE)
+
+
+def test_networks_that_sow_draw_noise_and_want_train_to_be_said(config, digits, tmp_path):
+    import flax.linen as nn
+
+    class Odd(nn.Module):
+        activation: object = functools.partial(nn.gelu)  # printed with an address, which differs from process to process
+
+        @nn.compact
+        def __call__(self, x, train):
+            x = nn.relu(nn.Conv(4, (3, 3))(x)).mean((1, 2))
+            self.sow("losses", "size", (x**2).mean())
+            calls = self.variable("calls", "count", lambda: np.zeros((), np.int32))
+            if train:
+                x = x + 0.1 * jax.random.normal(self.make_rng("noise"), x.shape)
+                calls.value += 1
+            return nn.Dense(10)(x)
+
+    result = train(config, tmp_path / "run", model=Odd(), data=digits, devices=ONE, quiet=True)
+    assert result["steps"] == 8
+    run = prepare(config, model=Odd(), data=digits, devices=ONE)
+    assert (
+        "0x" in repr(Odd()) and run.identity == prepare(config, model=Odd(activation=Odd().activation), data=digits, devices=ONE).identity
+    )
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        state, _ = checkpoints.restore(jax.eval_shape(run.init))
+    # Counted once at initialisation and once a step; what was sown is not kept.
+    assert set(state.collections) == {"calls"} and int(state.collections["calls"]["count"]) == 8

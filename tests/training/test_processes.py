@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from sklearn.datasets import load_digits
 from paramshare import Plan, Rule, Soft, share
 from paramshare.training.config import Config, Optimizer, Schedule
 from paramshare.training.data import Augment, from_arrays
-from paramshare.training.loop import train
+from paramshare.training.loop import Interrupted, train
 from paramshare.training.state import AXIS
 
 class Small(nn.Module):
@@ -35,27 +38,33 @@ network = share(Small(), Plan(Rule("conv[12]/kernel", Soft(1))), jax.ShapeDtypeS
 found = load_digits()
 image, label = (found.images * 15).astype("uint8")[..., None], found.target
 data = from_arrays((image[:160], label[:160]), (image[160:231], label[160:231]), validation=0.2)
-config = Config(augment=Augment(pad_crop=1), epochs=2, batch_size=64, log_every=1,
+epochs = int(sys.argv[6])
+config = Config(augment=Augment(pad_crop=1), epochs=epochs, batch_size=64, log_every=1,
                 optimizer=Optimizer(learning_rate=0.05), schedule=Schedule("cosine"), mapping=mapping)
 assert jax.device_count() == 4 and jax.process_count() == processes
-result = train(config, workdir, model=network, data=data, quiet=True)
-print(json.dumps(result["last"]["test"]))
+try:
+    result = train(config, workdir, model=network, data=data, quiet=True)
+    print(json.dumps(result["last"]["test"]))
+except Interrupted as stop:
+    print(stop)
 """
 
 
-def run(tmp_path, name: str, mapping: str, processes: int) -> tuple[list[dict], list[float]]:
+def start(tmp_path, name: str, mapping: str, processes: int, epochs: int) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     flags = f"--xla_force_host_platform_device_count={4 // processes}"
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
-    command = [sys.executable, "-c", PROGRAM]
-    started = [
-        subprocess.Popen(
-            [*command, str(i), str(processes), str(port), str(tmp_path / name), mapping], env=env, stdout=-1, stderr=-1, text=True
-        )
+    arguments = [str(processes), str(port), str(tmp_path / name), mapping, str(epochs)]
+    return [
+        subprocess.Popen([sys.executable, "-c", PROGRAM, str(i), *arguments], env=env, stdout=-1, stderr=-1, text=True)
         for i in range(processes)
     ]
+
+
+def run(tmp_path, name: str, mapping: str, processes: int) -> tuple[list[dict], list[float]]:
+    started = start(tmp_path, name, mapping, processes, epochs=2)
     said = [process.communicate(timeout=300) for process in started]
     assert all(process.returncode == 0 for process in started), said
     lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
@@ -70,3 +79,18 @@ def test_two_processes_train_as_one(tmp_path, mapping):
     assert len(losses) == 4  # one process wrote each line, once
     np.testing.assert_allclose(spread_losses, losses, rtol=1e-4)
     np.testing.assert_allclose(both[0]["loss"], alone["loss"], rtol=1e-3)
+
+
+def test_a_signal_to_one_process_stops_both_after_one_same_step(tmp_path):
+    started = start(tmp_path, "two", "pmap", 2, epochs=2000)
+    metrics = tmp_path / "two" / "metrics.jsonl"
+    for _ in range(1200):
+        if metrics.exists() and '"step": 4' in metrics.read_text():
+            break
+        time.sleep(0.1)
+    started[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120) for process in started]
+    assert all(process.returncode == 0 for process in started), said
+    steps = {re.findall(r"interrupted at step (\d+) of 4000; state saved", out)[0] for out, _ in said}
+    assert len(steps) == 1
+    assert (tmp_path / "two" / "checkpoints" / steps.pop()).is_dir()

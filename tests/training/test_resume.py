@@ -95,7 +95,8 @@ def test_an_interrupted_run_saves_and_goes_on(place, uninterrupted, with_signal,
     returned, said = interrupt(place, workdir, with_signal, after_steps=9)
     assert returned == code, said
     message = [line for line in re.split(r"[\r\n]+", said) if line.startswith("paramshare: ")]
-    assert len(message) == 1 and "the same command goes on from there" in message[0] and "Traceback" not in said
+    assert message[0] == "paramshare: stopping after this step" and "Traceback" not in said
+    assert len(message) == 2 and "the same command goes on from there" in message[1]
     assert not (place / workdir / "result.json").exists()
     assert finish(start(place, workdir))[0] == 0
     assert_same(final(place, workdir), uninterrupted)
