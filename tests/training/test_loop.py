@@ -5,6 +5,7 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -177,7 +178,7 @@ def test_networks_that_sow_draw_noise_and_want_train_to_be_said(config, digits, 
         def __call__(self, x, train):
             x = nn.relu(nn.Conv(4, (3, 3))(x)).mean((1, 2))
             self.sow("losses", "size", (x**2).mean())
-            calls = self.variable("calls", "count", lambda: np.zeros((), np.int32))
+            calls = self.variable("calls", "count", lambda: jnp.zeros((), jnp.int32))
             if train:
                 x = x + 0.1 * jax.random.normal(self.make_rng("noise"), x.shape)
                 calls.value += 1
@@ -191,5 +192,5 @@ def test_networks_that_sow_draw_noise_and_want_train_to_be_said(config, digits, 
     )
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         state, _ = checkpoints.restore(jax.eval_shape(run.init))
-    # Counted once at initialisation and once a step; what was sown is not kept.
+    # Counted once a step; what was sown is not kept.
     assert set(state.collections) == {"calls"} and int(state.collections["calls"]["count"]) == 8
