@@ -29,7 +29,6 @@ class Family:
       build: from the numbers, `num_classes` and the model's options to (model, plan or None).
       accepts: whether the numbers are of this family rather than of another of the same form.
       input_shape: of the images that the networks were designed for.
-      num_classes: likewise.
     """
 
     form: str

@@ -195,9 +195,8 @@ def _train_function(run: Run):
         run.model, run.optimizer, config.augment, data.mean, data.std, seed=config.seed, label_smoothing=config.label_smoothing
     )
     mapped = run.devices.map(step, donate=True)
-    resident = isinstance(data.train, ArraySource)
     images = run.devices.replicate({"image": data.train.image, "label": data.train.label}) if isinstance(data.train, ArraySource) else None
-    return lambda state, inputs: mapped(state, images if resident else None, run.devices.cut(inputs))
+    return lambda state, inputs: mapped(state, images, run.devices.cut(inputs))
 
 
 def _inputs(run: Run, start: int) -> Iterator[dict[str, np.ndarray]]:
