@@ -3,25 +3,32 @@
 from paramshare.analysis.similarity import similarity
 from paramshare.layout import Layout, PlanError
 from paramshare.models import ModelError
+from paramshare.penalties import PenaltyError, orthogonality
 from paramshare.plan import Plan, Rule
-from paramshare.schemes import SchemeError, Site, Soft
+from paramshare.schemes import FilterBasis, Repeat, Ring, SchemeError, Site, Soft, Tied
 from paramshare.shared import Shared, count, decay_mask, share
 from paramshare.zoo import create_model, list_models
 
 __all__ = [
+    "FilterBasis",
     "Layout",
     "ModelError",
+    "PenaltyError",
     "Plan",
     "PlanError",
+    "Repeat",
+    "Ring",
     "Rule",
     "SchemeError",
     "Shared",
     "Site",
     "Soft",
+    "Tied",
     "count",
     "create_model",
     "decay_mask",
     "list_models",
+    "orthogonality",
     "share",
     "similarity",
 ]

@@ -77,7 +77,8 @@ class Layout:
     def init(self, key: jax.Array) -> tuple[dict[str, Bank], dict[str, Coefficients]]:
         """Draws every bank and its coefficients. A bank's key depends on `key` and its name alone."""
         drawn = {b.name: b.scheme.init(jax.random.fold_in(key, zlib.crc32(b.name.encode())), b.sites) for b in self.banks}
-        return {name: bank for name, (bank, _) in drawn.items()}, {name: coefficients for name, (_, coefficients) in drawn.items()}
+        coefficients = {name: own for name, (_, own) in drawn.items() if jax.tree.leaves(own)}  # a scheme may have none
+        return {name: bank for name, (bank, _) in drawn.items()}, coefficients
 
     def expand(self, banks: Mapping[str, Bank], coefficients: Mapping[str, Coefficients]) -> dict[str, jax.Array]:
         """The weights made of the banks: path -> array, stacked where the model's parameter is stacked.
@@ -88,13 +89,15 @@ class Layout:
         weights: dict[str, dict[int | None, jax.Array]] = collections.defaultdict(dict)
         axes = {}
         for bank in self.banks:
-            if bank.name not in banks or bank.name not in coefficients:
+            if bank.name not in banks or (bank.name not in coefficients and bank.trainable[1]):
                 where = "banks" if bank.name not in banks else "params/coefficients"
                 found = sorted(banks if where == "banks" else coefficients)
                 raise PlanError(
                     f"no entry for bank {bank.name!r} in {where!r}, only {found}; pass the variables of a model shared by this same plan"
                 )
-            for site, weight in zip(bank.sites, bank.scheme.expand(banks[bank.name], coefficients[bank.name], bank.sites), strict=True):
+            for site, weight in zip(
+                bank.sites, bank.scheme.expand(banks[bank.name], coefficients.get(bank.name, {}), bank.sites), strict=True
+            ):
                 weights[site.path][site.index] = weight
                 axes[site.path] = site.stack_axis
         return {

@@ -131,6 +131,10 @@ class Plan:
         claimed: dict[str, int] = {}
         sites: dict[str, list[Site]] = {}
         schemes: dict[str, tuple[Rule, Any]] = {}
+
+        def shapes_of(other: nn.Module) -> dict[str, tuple[int, ...]]:
+            return {path: leaf.shape for path, leaf in trace_parameters(other, *example_inputs, **options).items()}
+
         for number, rule in enumerate(self.rules):
             taken: dict[str, int] = {}
             for path, shape in parameters.items():
@@ -153,7 +157,9 @@ class Plan:
         order = {path: i for i, path in enumerate(parameters)}
         banks = []
         for name, found in sites.items():
-            bank = SharedBank(name, schemes[name][1], tuple(sorted(found, key=lambda site: (order[site.path], site.index or 0))))
+            scheme = schemes[name][1]
+            scheme = scheme.bind(shapes_of) if hasattr(scheme, "bind") else scheme
+            bank = SharedBank(name, scheme, tuple(sorted(found, key=lambda site: (order[site.path], site.index or 0))))
             try:
                 bank.scheme.check(bank.sites)
             except SchemeError as error:

@@ -9,6 +9,7 @@ import jax
 
 from paramshare.layout import Layout, PlanError
 from paramshare.plan import Plan, orphan
+from paramshare.schemes import UNIQUE
 
 
 class Shared(nn.Module):
@@ -72,11 +73,12 @@ class Shared(nn.Module):
         if self.name is not None and self.model.path[-2:] != (self.name, "model"):
             raise PlanError("the model belongs to another module already, where its parameters would go; build one for each Shared")
         # Not in `_call`: several of the model's methods may be called on one bound module, and must draw the banks once.
-        if self.is_initializing() and not self.has_variable("params", "coefficients"):
+        if self.is_initializing() and not any(self.has_variable("banks", name) for name in self.layout):
             banks, coefficients = self.layout.init(self.make_rng("params"))
             for name, bank in banks.items():
                 self.put_variable("banks", name, bank)
-            self.put_variable("params", "coefficients", coefficients)
+            if coefficients:
+                self.put_variable("params", "coefficients", coefficients)
 
     def _call(self, method: str, args: tuple, kwargs: dict) -> Any:
         banks = {name: self.get_variable("banks", name) for name in self.layout if self.has_variable("banks", name)}
@@ -139,14 +141,20 @@ def share(model: nn.Module, plan: Plan, *example_inputs: Any, **options: Any) ->
 def coefficient_paths(variables: Mapping[str, Any]) -> set[tuple[str, ...]]:
     """Paths inside `params` of every bank's coefficients, of a `Shared` and of any that are nested in a larger module.
 
-    A subtree `coefficients/NAME` counts where the `banks` collection has an entry NAME at the same place.
+    A subtree `coefficients/NAME` counts where the `banks` collection has an entry NAME at the same place; except for its "unique", which
+    holds weights.
     """
 
     def walk(banks: Any, params: Any, prefix: tuple[str, ...]) -> set[tuple[str, ...]]:
         if not isinstance(banks, Mapping) or not isinstance(params, Mapping):
             return set()
         own = params.get("coefficients", {})
-        found = {(*prefix, "coefficients", name) for name in banks if isinstance(own, Mapping) and name in own}
+        found = set()
+        for name in banks:
+            if isinstance(own, Mapping) and name in own:
+                parts = own[name] if isinstance(own[name], Mapping) else {}
+                path = (*prefix, "coefficients", name)
+                found |= {(*path, part) for part in parts if part != UNIQUE} if UNIQUE in parts else {path}
         return found.union(*(walk(banks[name], params[name], (*prefix, name)) for name in banks if name in params))
 
     return walk(variables.get("banks", {}), variables.get("params", {}), ())
@@ -170,6 +178,8 @@ def count(variables: Mapping[str, Any]) -> dict[str, int]:
 
 def decay_mask(variables: Mapping[str, Any]) -> dict[str, Any]:
     """True for every trainable number that weight decay acts on: all but coefficients (soft sharing, reference recipe).
+
+    A layer's own filters in a shared basis are weights, and decay.
 
     Args:
       variables: their `banks` and `params` are looked at; other collections are left out.

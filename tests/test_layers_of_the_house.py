@@ -12,7 +12,7 @@ import pytest
 import paramshare
 
 ROOT = pathlib.Path(paramshare.__file__).parent
-FLOORS = ["schemes", "layout", "plan", "shared", "models", "zoo", "analysis", "training", "cli"]
+FLOORS = ["schemes", "layout", "plan", "shared", "penalties", "models", "zoo", "analysis", "training", "cli"]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 HEAVY = ["tensorflow", "tensorflow_datasets", "grain", "orbax", "matplotlib", "sklearn", "tyro", "tqdm", "PIL", "tensorboardX"]
 

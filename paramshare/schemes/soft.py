@@ -1,12 +1,12 @@
 """Soft parameter sharing: every kernel is a learned linear combination of shared templates."""
 
 import dataclasses
-import operator
 
 import jax
 import jax.numpy as jnp
 
-from paramshare.schemes.interface import SchemeError, Site, bank_dtype, check_equal_shapes
+from paramshare.schemes.initial import orthogonal
+from paramshare.schemes.interface import SchemeError, Site, bank_dtype, check_count, check_equal_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +46,7 @@ class Soft:
     templates: int
 
     def __post_init__(self):
-        try:
-            count = operator.index(self.templates)
-        except TypeError:
-            raise SchemeError(f"Soft(templates={self.templates!r}): the number of templates must be an integer, 1 or more") from None
-        if count < 1 or isinstance(self.templates, bool):
-            raise SchemeError(f"Soft(templates={self.templates!r}): a bank needs at least one template; give 1 or more")
-        object.__setattr__(self, "templates", count)
+        object.__setattr__(self, "templates", check_count("Soft", "templates", self.templates, 1))
 
     def check(self, sites: tuple[Site, ...]) -> None:
         """Raises `SchemeError` unless all sites have one shape."""
@@ -112,8 +106,3 @@ class Soft:
         if size < k:  # kernels of fewer than k numbers: exact; the templates left over are zero, their coefficients are not, so they train
             singular_R, right_RxP = jnp.pad(singular_R, (0, k - size)), jnp.pad(right_RxP, ((0, k - size), (0, 0)))
         return {"templates": singular_R[:k, None] * right_RxP[:k]}, left_LxR[:, :k]
-
-
-def orthogonal(key: jax.Array, rows: int, columns: int, dtype: jnp.dtype) -> jax.Array:
-    """A (rows, columns) matrix whose shorter side is orthonormal: QR of a Gaussian, signs fixed by the diagonal of R."""
-    return jax.nn.initializers.orthogonal()(key, (rows, columns), dtype)

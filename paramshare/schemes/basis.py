@@ -1,0 +1,175 @@
+"""Shared filter bases: part of every kernel's filters, or all of them, are the same tensors in many layers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from paramshare.schemes.initial import Fan, check_variance, orthogonal, standard_deviation
+from paramshare.schemes.interface import UNIQUE, SchemeError, Site, bank_dtype, check_arrays, check_count, check_equal_shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class FilterBasis:
+    r"""Kernels whose filters are a layer's own u and, behind them, s that all layers share.
+
+    For sites of one shape (..., C, u + s), the last axis counting filters. The bank is `{"filters": (bases, ..., C, s)}`, the
+    coefficients are `{"unique": (L, ..., C, u)}`; they are weights, and decay and count as such. With several bases, site i takes basis
+    i mod bases: `bases=2` is one for all first and one for all second convolutions of a stage's blocks (the paper's "double").
+
+    In the paper these are the kernels of *factored* convolutions, which a batch norm and a 1x1 convolution follow: the zoo's
+    `resnet34-s32u1` and its like.
+
+    Shared filters start orthonormal, those of all bases of a bank jointly; unique ones He-normal, fan-out (of the u filters).
+    `paramshare.orthogonality` keeps them near to that while training.
+
+    Args:
+      shared: s, at least 1.
+      unique: u, 0 or more.
+      bases: how many, at least 1.
+
+    Raises:
+      SchemeError: if a number is not a legal one.
+
+    Example:
+      >>> import jax
+      >>> from paramshare import FilterBasis, Site
+      >>> sites = tuple(Site(f"block{i}/basis/kernel", (3, 3, 16, 9)) for i in range(4))
+      >>> scheme = FilterBasis(shared=8, unique=1)
+      >>> bank, coefficients = scheme.init(jax.random.key(0), sites)
+      >>> bank["filters"].shape, coefficients["unique"].shape
+      ((1, 3, 3, 16, 8), (4, 3, 3, 16, 1))
+      >>> scheme.expand(bank, coefficients, sites)[3].shape
+      (3, 3, 16, 9)
+
+    References:
+      Kang & Kim, Deeply Shared Filter Bases for Parameter-Efficient Convolutional Neural Networks, NeurIPS 2021, arXiv:2006.05066
+    """
+
+    shared: int
+    unique: int = 0
+    bases: int = 1
+
+    def __post_init__(self):
+        object.__setattr__(self, "shared", check_count("FilterBasis", "shared", self.shared, 1))
+        object.__setattr__(self, "unique", check_count("FilterBasis", "unique", self.unique, 0))
+        object.__setattr__(self, "bases", check_count("FilterBasis", "bases", self.bases, 1))
+
+    def check(self, sites: tuple[Site, ...]) -> None:
+        """Raises `SchemeError` unless all sites have one shape, of u + s filters, and no more are shared than can be independent."""
+        check_equal_shapes(sites, self)
+        first, rank = sites[0], self.unique + self.shared
+        if first.shape[-1] != rank:
+            raise SchemeError(
+                f"{self} makes kernels of {self.unique} + {self.shared} = {rank} filters, but {first} is {first.shape}, of "
+                f"{first.shape[-1]}; make the ranks add up to that"
+            )
+        if self.bases * self.shared > first.fan_in:
+            raise SchemeError(
+                f"{self} shares {self.bases * self.shared} filters, but a filter of {first} has {first.fan_in} numbers, and no more than "
+                "so many filters are independent; lower the rank"
+            )
+        if self.bases > len(sites):
+            raise SchemeError(f"{self} has more bases than sites: {len(sites)}, the first of them {first}")
+
+    def init(self, key: jax.Array, sites: tuple[Site, ...]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """Draws orthonormal filters, and He-normal unique ones; with u = 0 there are no coefficients."""
+        self.check(sites)
+        shared_key, unique_key = jax.random.split(key)
+        dtype, cell = bank_dtype(sites), sites[0].shape[:-1]
+        rows_SxP = orthogonal(shared_key, self.bases * self.shared, sites[0].fan_in, dtype)
+        bank = {"filters": jnp.moveaxis(rows_SxP.reshape(self.bases, self.shared, *cell), 1, -1)}
+        if not self.unique:
+            return bank, {}
+        own = dataclasses.replace(sites[0], shape=(*cell, self.unique))
+        drawn = jax.random.normal(unique_key, (len(sites), *own.shape), dtype)
+        return bank, {UNIQUE: standard_deviation(own, 2.0, "fan_out") * drawn}
+
+    def expand(self, bank: dict[str, jax.Array], coefficients: dict[str, jax.Array], sites: tuple[Site, ...]) -> tuple[jax.Array, ...]:
+        """The kernels: unique filters first; `SchemeError` if the arrays are not of the shapes that `init` gives."""
+        cell = sites[0].shape[:-1]
+        check_arrays(self, "a bank", bank, {"filters": (self.bases, *cell, self.shared)})
+        check_arrays(self, "coefficients", coefficients, {UNIQUE: (len(sites), *cell, self.unique)} if self.unique else {})
+        kernels = []
+        for i, site in enumerate(sites):
+            kernel = bank["filters"][i % self.bases]
+            if self.unique:
+                kernel = jnp.concatenate([coefficients[UNIQUE][i], kernel], axis=-1)
+            kernels.append(kernel.astype(site.dtype))
+        return tuple(kernels)
+
+    def from_dense(self, kernels: tuple[jax.Array, ...], sites: tuple[Site, ...]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """The bank and unique filters whose kernels are nearest to the given ones, in the sum of squares.
+
+        The first u filters are taken as they are, the others are means over a basis's sites.
+
+        Args:
+          kernels: L arrays, in the order of the sites.
+          sites: the bank's sites.
+
+        Raises:
+          SchemeError: if the kernels do not have the sites' shapes.
+        """
+        self.check(sites)
+        check_arrays(self, "kernels", tuple(kernels), tuple(site.shape for site in sites))
+        stack = jnp.stack([jnp.asarray(kernel, bank_dtype(sites)) for kernel in kernels])
+        means = [jnp.mean(stack[i :: self.bases, ..., self.unique :], axis=0) for i in range(self.bases)]
+        return {"filters": jnp.stack(means)}, {UNIQUE: stack[..., : self.unique]} if self.unique else {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tied:
+    r"""One kernel for all sites. The bank is `{"kernel": shape}`; there are no coefficients.
+
+    Args:
+      orthonormal: whether the kernel's filters (its last axis counts them) start as rows of one (semi-)orthogonal matrix, instead of
+        normal with variance `scale / fan`.
+      scale: of the initial variance: 2 is He's, 1 LeCun's (Flax's default).
+      fan: "fan_out" or "fan_in".
+
+    Raises:
+      SchemeError: if scale or fan is not a legal one.
+
+    Example:
+      >>> import jax
+      >>> from paramshare import Site, Tied
+      >>> sites = (Site("block2/conv/kernel", (3, 3, 8, 8)), Site("block3/conv/kernel", (3, 3, 8, 8)))
+      >>> bank, coefficients = Tied().init(jax.random.key(0), sites)
+      >>> first, second = Tied().expand(bank, coefficients, sites)
+      >>> bool((first == second).all())
+      True
+
+    References:
+      Kang & Kim, NeurIPS 2021, arXiv:2006.05066: what ResNet50-Shared and MobileNetV2-Shared do with convolutions that they have already.
+    """
+
+    orthonormal: bool = False
+    scale: float = 2.0
+    fan: Fan = "fan_out"
+
+    def __post_init__(self):
+        check_variance("Tied", self.scale, self.fan)
+
+    def check(self, sites: tuple[Site, ...]) -> None:
+        """Raises `SchemeError` unless all sites have one shape."""
+        check_equal_shapes(sites, self)
+
+    def init(self, key: jax.Array, sites: tuple[Site, ...]) -> tuple[dict[str, jax.Array], dict]:
+        """Draws the kernel."""
+        self.check(sites)
+        site, dtype = sites[0], bank_dtype(sites)
+        if self.orthonormal:
+            rows = orthogonal(key, site.shape[-1], site.fan_in, dtype)
+            return {"kernel": jnp.moveaxis(rows.reshape(site.shape[-1], *site.shape[:-1]), 0, -1)}, {}
+        return {"kernel": standard_deviation(site, self.scale, self.fan) * jax.random.normal(key, site.shape, dtype)}, {}
+
+    def expand(self, bank: dict[str, jax.Array], coefficients: dict, sites: tuple[Site, ...]) -> tuple[jax.Array, ...]:
+        """The kernel, as often as there are sites; `SchemeError` if it is not of their shape."""
+        check_arrays(self, "a bank", bank, {"kernel": sites[0].shape})
+        return tuple(bank["kernel"].astype(site.dtype) for site in sites)
+
+    def from_dense(self, kernels: tuple[jax.Array, ...], sites: tuple[Site, ...]) -> tuple[dict[str, jax.Array], dict]:
+        """The mean of the kernels, the nearest to all of them in the sum of squares; `SchemeError` if they have not the sites' shape."""
+        self.check(sites)
+        check_arrays(self, "kernels", tuple(kernels), tuple(site.shape for site in sites))
+        return {"kernel": jnp.mean(jnp.stack([jnp.asarray(kernel, bank_dtype(sites)) for kernel in kernels]), axis=0)}, {}
