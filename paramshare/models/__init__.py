@@ -1,6 +1,11 @@
 """Plain Flax networks. They know nothing of sharing, and import nothing of ours."""
 
+from paramshare.models.densenet import DenseNet
 from paramshare.models.layers import ModelError
-from paramshare.models.wide_resnet import WideBottleneckResNet, WideResNet
+from paramshare.models.mobilenet import MobileNetV2
+from paramshare.models.resnet import ResNet
+from paramshare.models.resnext import ResNeXt
+from paramshare.models.vgg import VGG
+from paramshare.models.wide_resnet import WideResNet
 
-__all__ = ["ModelError", "WideBottleneckResNet", "WideResNet"]
+__all__ = ["VGG", "DenseNet", "MobileNetV2", "ModelError", "ResNeXt", "ResNet", "WideResNet"]

@@ -20,13 +20,14 @@ class FilterBasis:
     In the paper these are the kernels of *factored* convolutions, which a batch norm and a 1x1 convolution follow: the zoo's
     `resnet34-s32u1` and its like.
 
-    Shared filters start orthonormal, those of all bases of a bank jointly; unique ones He-normal, fan-out (of the u filters).
-    `paramshare.orthogonality` keeps them near to that while training.
+    Shared filters start orthonormal, those of all bases of a bank jointly, or He-normal, fan-out (of the s filters); unique ones He-normal,
+    fan-out (of the u filters). `paramshare.orthogonality` keeps shared ones near to orthonormal while training.
 
     Args:
       shared: s, at least 1.
       unique: u, 0 or more.
       bases: how many, at least 1.
+      orthonormal: how shared filters start.
 
     Raises:
       SchemeError: if a number is not a legal one.
@@ -49,6 +50,7 @@ class FilterBasis:
     shared: int
     unique: int = 0
     bases: int = 1
+    orthonormal: bool = True
 
     def __post_init__(self):
         object.__setattr__(self, "shared", check_count("FilterBasis", "shared", self.shared, 1))
@@ -77,13 +79,14 @@ class FilterBasis:
         self.check(sites)
         shared_key, unique_key = jax.random.split(key)
         dtype, cell = bank_dtype(sites), sites[0].shape[:-1]
-        rows_SxP = orthogonal(shared_key, self.bases * self.shared, sites[0].fan_in, dtype)
-        bank = {"filters": jnp.moveaxis(rows_SxP.reshape(self.bases, self.shared, *cell), 1, -1)}
+        if self.orthonormal:
+            rows_SxP = orthogonal(shared_key, self.bases * self.shared, sites[0].fan_in, dtype)
+            bank = {"filters": jnp.moveaxis(rows_SxP.reshape(self.bases, self.shared, *cell), 1, -1)}
+        else:
+            bank = {"filters": self._he(shared_key, (self.bases, *cell, self.shared), dtype)}
         if not self.unique:
             return bank, {}
-        own = dataclasses.replace(sites[0], shape=(*cell, self.unique))
-        drawn = jax.random.normal(unique_key, (len(sites), *own.shape), dtype)
-        return bank, {UNIQUE: standard_deviation(own, 2.0, "fan_out") * drawn}
+        return bank, {UNIQUE: self._he(unique_key, (len(sites), *cell, self.unique), dtype)}
 
     def expand(self, bank: dict[str, jax.Array], coefficients: dict[str, jax.Array], sites: tuple[Site, ...]) -> tuple[jax.Array, ...]:
         """The kernels: unique filters first; `SchemeError` if the arrays are not of the shapes that `init` gives."""
@@ -115,6 +118,11 @@ class FilterBasis:
         stack = jnp.stack([jnp.asarray(kernel, bank_dtype(sites)) for kernel in kernels])
         means = [jnp.mean(stack[i :: self.bases, ..., self.unique :], axis=0) for i in range(self.bases)]
         return {"filters": jnp.stack(means)}, {UNIQUE: stack[..., : self.unique]} if self.unique else {}
+
+    @staticmethod
+    def _he(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+        """Filters, several kernels of them along the first axis, normal with variance 2 / fan_out of one kernel."""
+        return standard_deviation(Site("", shape[1:]), 2.0, "fan_out") * jax.random.normal(key, shape, dtype)
 
 
 @dataclasses.dataclass(frozen=True)

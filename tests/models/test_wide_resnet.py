@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paramshare.models import ModelError, WideBottleneckResNet, WideResNet
-from paramshare.models.wide_resnet import BottleneckBlock, PreActivationBlock
+from paramshare.models import ModelError, WideResNet
+from paramshare.models.wide_resnet import PreActivationBlock
 
 IMAGES = jax.random.normal(jax.random.key(5), (2, 8, 8, 3))
 
@@ -73,18 +73,6 @@ def test_pre_activation_block(channels, stride, size, train):
     np.testing.assert_allclose(output, wanted, rtol=2e-4, atol=2e-5)  # float32 sums of 9 x 8 terms, against float64
 
 
-def test_bottleneck_block():
-    x = np.asarray(jax.random.normal(jax.random.key(0), (2, 8, 8, 6)), np.float64)
-    block = BottleneckBlock(*parts(False), 12, 4, 2)
-    variables = filled(block, x)
-    p, s = variables["params"], variables["batch_stats"]
-    h = relu(norm(conv(x, p["conv1"]["kernel"]), p["bn1"], s["bn1"]))
-    h = relu(norm(conv(h, p["conv2"]["kernel"], 2), p["bn2"], s["bn2"]))  # the 3x3 strides
-    r = norm(conv(x, p["shortcut"]["kernel"], 2), p["shortcut_bn"], s["shortcut_bn"])
-    wanted = relu(r + norm(conv(h, p["conv3"]["kernel"]), p["bn3"], s["bn3"]))
-    np.testing.assert_allclose(jax.jit(block.apply)(float32(variables), float32(x)), wanted, rtol=2e-4, atol=2e-5)
-
-
 def test_the_whole_network():
     model = WideResNet(depth=16, width=0.25, num_classes=7)
     variables = filled(model, IMAGES)
@@ -112,14 +100,13 @@ def test_initialisation_is_he_normal_with_fan_in():
     assert np.std(kernel) == pytest.approx(np.sqrt(2 / 256), rel=5 / np.sqrt(2 * kernel.size))
 
 
-@pytest.mark.parametrize(("model", "size", "features"), [(WideResNet(10, 1), 33, 64), (WideBottleneckResNet(50, 2), 224, 2048)])
-def test_feature_maps(model, size, features):
-    x = jax.ShapeDtypeStruct((3, size, size, 3), jnp.float32)
+def test_feature_maps():
+    x = jax.ShapeDtypeStruct((3, 33, 33, 3), jnp.float32)
+    model = WideResNet(10, 1)
     logits, state = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, capture_intermediates=True, mutable=True), x)
-    assert logits.shape == (3, model.num_classes)
-    last = 9 if size == 33 else 7  # symmetric padding rounds up: 33, 17, 9; 224, 112, 56, 28, 14, 7
-    number = 3 if size == 33 else 4
-    assert state["intermediates"][f"stage{number}"]["__call__"][0].shape == (3, last, last, features)
+    assert logits.shape == (3, 10)
+    # Symmetric padding rounds up: 33, 17, 9.
+    assert state["intermediates"]["stage3"]["__call__"][0].shape == (3, 9, 9, 64)
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_logits():
@@ -156,12 +143,6 @@ def test_illegal_widths(width):
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 3), (2, 8, 8), (2, 0, 8, 3), (2, 64), ()])
-@pytest.mark.parametrize("model", [WideResNet(10, 1), WideBottleneckResNet()])
-def test_what_is_no_batch_of_images(model, shape):
+def test_what_is_no_batch_of_images(shape):
     with pytest.raises(ModelError, match="images must be of shape"):
-        model.init(jax.random.key(0), jnp.zeros(shape))
-
-
-def test_bottleneck_depths():
-    with pytest.raises(ModelError, match="50, 101, 152; got 34"):
-        WideBottleneckResNet(34).init(jax.random.key(0), IMAGES)
+        WideResNet(10, 1).init(jax.random.key(0), jnp.zeros(shape))

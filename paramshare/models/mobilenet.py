@@ -1,0 +1,106 @@
+"""MobileNetV2: inverted residuals with linear bottlenecks, for ImageNet and for 32x32 images."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from paramshare.models.layers import HE_NORMAL_FAN_OUT, ModelError, Stage, check_images, check_stem, layers
+
+# Expansion, channels and number of blocks of the seven stages, and the stride of their first block for each stem.
+STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+STRIDES = {"imagenet": (1, 2, 2, 2, 1, 2, 1), "cifar": (1, 2, 2, 2, 1, 1, 1)}
+HEAD = 1280
+
+
+class InvertedResidual(nn.Module):
+    """1x1 to `expansion` times the channels, 3x3 of each channel alone (which strides), 1x1 to `features`, each with BN.
+
+    `relu` follows the first two. The input is added where stride is 1 and the width stays; with `projection` also where the width changes,
+    then through a 1x1 and BN.
+    """
+
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    relu: Callable[[jax.Array], jax.Array]
+    expansion: int
+    features: int
+    stride: int
+    projection: bool = False
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
+        channels = x_BxHxWxC.shape[-1]
+        inner = self.expansion * channels
+        h = self.relu(self.norm(name="bn1")(self.conv(inner, 1, name="expand")(x_BxHxWxC)))
+        h = self.relu(self.norm(name="bn2")(self.conv(inner, 3, self.stride, feature_group_count=inner, name="depthwise")(h)))
+        h = self.norm(name="bn3")(self.conv(self.features, 1, name="project")(h))
+        if self.stride == 1 and channels == self.features:
+            return x_BxHxWxC + h
+        if self.stride == 1 and self.projection:
+            return self.norm(name="shortcut_bn")(self.conv(self.features, 1, name="shortcut")(x_BxHxWxC)) + h
+        return h
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 at width 1: stem, seven stages of inverted residuals, a 1x1 head of 1280 channels, global mean, classifier.
+
+    Parameters lie at `stem`, `stem_bn`, `stage1/block1/expand` and so on, `head`, `head_bn`, `classifier`; in a block
+    `expand, bn1, depthwise, bn2, project, bn3`, and `shortcut, shortcut_bn` where there is a projection.
+    As in the paper of shared filter bases, stem and head have a bias, other convolutions have none, and the one block of stage 1 has an
+    expansion too, from 32 channels to 32.
+
+    Attributes:
+      num_classes: outputs of the classifier.
+      stem: "imagenet" for a 3x3 of stride 2, and ReLU6 everywhere; "cifar" for a 1x1 over the image with a frame of zeros (32 pixels become
+        34), stride 1 in stage 6, a projection where stride 1 changes the width, and in the blocks ReLU without an upper end.
+      dropout: share of the mean features that is dropped in training; None for torchvision's .2 with the ImageNet stem, and else 0.
+      dtype: compute dtype; parameters, and the classifier, stay float32.
+      axis_name: the mapped axis (of `pmap` or `shard_map`) over which batch statistics are averaged; None keeps each device's own.
+
+    Raises:
+      ModelError: when called, if there is no such stem, dropout is not in [0, 1), or the images are not (B, H, W, C).
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from paramshare.models import MobileNetV2
+      >>> x = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+      >>> shapes = jax.eval_shape(lambda x: MobileNetV2().init(jax.random.key(0), x), x)
+      >>> shapes["params"]["stage3"]["block2"]["expand"]["kernel"].shape
+      (1, 1, 32, 192)
+      >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+      3507272
+
+    References:
+      Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018, arXiv:1801.04381, table 2.
+      Kang & Kim, Deeply Shared Filter Bases, NeurIPS 2021, arXiv:2006.05066: these two forms.
+    """
+
+    num_classes: int = 1000
+    stem: str = "imagenet"
+    dropout: float | None = None
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
+        check_stem(self.stem)
+        imagenet = self.stem == "imagenet"
+        dropout = (0.2 if imagenet else 0.0) if self.dropout is None else self.dropout
+        if not 0 <= dropout < 1:
+            raise ModelError(f"dropout={dropout}; give the share of features to drop, 0 or more and below 1")
+        check_images(x_BxHxWxC)
+        conv, norm = layers(self, train, kernel_init=HE_NORMAL_FAN_OUT)
+        x = x_BxHxWxC if imagenet else jnp.pad(x_BxHxWxC, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        size, stride = (3, 2) if imagenet else (1, 1)
+        x = nn.relu6(norm(name="stem_bn")(conv(32, size, stride, bias=True, name="stem")(x)))
+        block = functools.partial(InvertedResidual, conv, norm, nn.relu6 if imagenet else nn.relu, projection=not imagenet)
+        for number, ((expansion, features, blocks), stride) in enumerate(zip(STAGES, STRIDES[self.stem], strict=True), start=1):
+            x = Stage(functools.partial(block, expansion, features), blocks, stride, name=f"stage{number}")(x)
+        x = nn.relu6(norm(name="head_bn")(conv(HEAD, 1, bias=True, name="head")(x)))
+        x_BxC = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        x_BxC = nn.Dropout(dropout, deterministic=not train)(x_BxC)
+        return nn.Dense(self.num_classes, name="classifier")(x_BxC)

@@ -1,0 +1,74 @@
+"""VGG networks, and the cut ones that learned repetition in depth starts from."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from paramshare.models.layers import ModelError, check_images, layers
+
+# Channels of the two convolutions of each stage.
+WIDTHS = (64, 128, 256, 512, 512)
+DEPTHS = range(4, 2 * len(WIDTHS) + 2)
+
+
+class VGG(nn.Module):
+    """The first `depth` - 1 of ten 3x3 convolutions, each with BN and ReLU, two a stage; global mean, classifier.
+
+    A 2x2 max-pool follows the second convolution of a stage; a stage that is cut after its first has none. Parameters lie at
+    `conv{stage}_{index}`, `bn{stage}_{index}` (both from 1) and `classifier`. Kernels of convolutions start Xavier-uniform, biases at 0.
+
+    Attributes:
+      depth: 4 to 11; convolutions and classifier.
+      num_classes: outputs of the classifier.
+      dtype: compute dtype; parameters, and the classifier, stay float32.
+      axis_name: the mapped axis (of `pmap` or `shard_map`) over which batch statistics are averaged; None keeps each device's own.
+
+    Raises:
+      ModelError: when called, if there is no such depth, the images are not (B, H, W, C), or they are too small for the max-pools.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from paramshare.models import VGG
+      >>> x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+      >>> shapes = jax.eval_shape(lambda x: VGG(depth=4).init(jax.random.key(0), x), x)
+      >>> sorted(name for name in shapes["params"] if name.startswith("conv"))
+      ['conv1_1', 'conv1_2', 'conv2_1']
+      >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+      114378
+
+    References:
+      Simonyan & Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015, arXiv:1409.1556.
+      Chavan et al., Rescaling CNN through Learnable Repetition of Network Parameters, ICIP 2021, arXiv:2101.05650: these widths, cuts, and
+      one dense layer.
+    """
+
+    depth: int = 11
+    num_classes: int = 10
+    dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
+        if self.depth not in DEPTHS:
+            raise ModelError(f"a VGG has depth {DEPTHS[0]} to {DEPTHS[-1]}; got {self.depth}")
+        check_images(x_BxHxWxC)
+        check_size(x_BxHxWxC, pools=(self.depth - 1) // 2)
+        conv, norm = layers(self, train, kernel_init=nn.initializers.xavier_uniform())
+        x = x_BxHxWxC
+        for number in range(self.depth - 1):
+            stage, index = number // 2 + 1, number % 2 + 1
+            x = conv(WIDTHS[stage - 1], 3, bias=True, name=f"conv{stage}_{index}")(x)
+            x = nn.relu(norm(name=f"bn{stage}_{index}")(x))
+            if index == 2:
+                x = nn.max_pool(x, (2, 2), (2, 2))
+        x_BxC = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        return nn.Dense(self.num_classes, name="classifier")(x_BxC)
+
+
+def check_size(x_BxHxWxC: jax.Array, pools: int) -> None:
+    """`ModelError` unless something is left of the images once they are halved `pools` times, odd sizes rounded down."""
+    height, width = x_BxHxWxC.shape[1:3]
+    if min(height, width) < 2**pools:
+        raise ModelError(f"images of {height}x{width} are too small for {pools} max-pools; they need {2**pools} pixels a side or more")
