@@ -42,16 +42,21 @@ class Cost:
     Attributes:
       layers: every module that owns parameters, in the order of their first call.
       counts: as `paramshare.count`.
+      generated: numbers of all the weights that are made from banks (T).
       plain: trainable numbers of the same network without sharing.
       use: multiply-adds of convolutions and dense layers.
-      generation: multiply-adds of making the shared kernels, once a step whatever the batch.
+      convolutions: those of convolutions alone.
+      generation: multiply-adds of the matrix products that make the shared kernels, once a step whatever the batch; gathers and
+        elementwise work, as rings and repetition have, are not counted.
       bytes: of the trainable numbers, as stored.
     """
 
     layers: tuple[Layer, ...]
     counts: dict[str, int]
+    generated: int
     plain: int
     use: int
+    convolutions: int
     generation: int
     bytes: int
 
@@ -65,18 +70,26 @@ class Cost:
             (x.path, x.bank, f"{x.weights:,}", f"{x.private:,}", f"{x.multiply_adds:,}" if x.multiply_adds else "") for x in self.layers
         ]
         lines = table(rows, right={2, 3, 4})
-        saved = f" ({self.counts['trainable'] / self.plain:.1%} of the plain network's {self.plain:,})" if self.counts["banks"] else ""
         lines += [
             "",
-            f"trainable      {self.counts['trainable']:,}{saved}",
-            f"  banks        {self.counts['banks']:,}",
-            f"  coefficients {self.counts['coefficients']:,}",
-            f"  private      {self.counts['private']:,}",
+            *self._counts_table(),
+            "",
             f"bytes          {self.bytes:,} of trainable numbers",
-            f"multiply-adds  {self.use:,} an image",
-            f"  and          {self.generation:,} a step, to make the shared kernels",
+            f"multiply-adds  {self.use:,} an image, {self.convolutions:,} of them in convolutions",
         ]
+        if self.generation:
+            lines.append(f"  and          {self.generation:,} a step, to make the shared kernels")
         return "\n".join(lines)
+
+    def _counts_table(self) -> list[str]:
+        """Degrees of freedom, private numbers and their sum, against the generated weights and against the plain network."""
+        if not self.generated:
+            return [f"trainable      {self.counts['trainable']:,}"]
+        rows = [("", "numbers", f"of {self.generated:,} generated", f"of {self.plain:,} unshared")]
+        for name in ("banks", "coefficients", "private", "trainable"):
+            number = self.counts[name]
+            rows.append((name, f"{number:,}", f"{number / self.generated:.2%}", f"{number / self.plain:.2%}"))
+        return table(rows, right={1, 2, 3})
 
 
 def cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
@@ -100,7 +113,9 @@ def cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), image)
     plain_variables = jax.eval_shape(lambda x: plain.init(jax.random.key(0), x), image)
 
-    work = multiply_adds(lambda v, x: plain.apply(v, x), plain_variables, image)
+    apply = lambda v, x: plain.apply(v, x)  # noqa: E731
+    work = multiply_adds(apply, plain_variables, image)
+    convolutions = sum(multiply_adds(apply, plain_variables, image, dense=False).values())
     layers: dict[str, dict[str, Any]] = collections.defaultdict(lambda: {"weights": 0, "private": 0, "banks": []})
     for path, shape in trace_parameters(plain, image).items():
         owner, size = path.rpartition("/")[0], math.prod(shape.shape)
@@ -115,15 +130,16 @@ def cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
 
     generation = 0
     if isinstance(model, Shared):
-        generation = sum(multiply_adds(model.layout.expand, variables["banks"], variables["params"]["coefficients"]).values())
+        generation = sum(multiply_adds(model.layout.expand, variables["banks"], variables["params"].get("coefficients", {})).values())
     trainable = {name: variables[name] for name in ("banks", "params") if name in variables}
     stored = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trainable))
     plain_count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plain_variables["params"]))
-    return Cost(rows, count(variables), plain_count, sum(work.values()), generation, stored)
+    generated = sum(bank.dense for bank in banks)
+    return Cost(rows, count(variables), generated, plain_count, sum(work.values()), convolutions, generation, stored)
 
 
-def multiply_adds(function: Any, *args: Any) -> dict[str, int]:
-    """Multiply-adds of the convolutions and matrix products that a function runs, by Flax module path ("" outside of any).
+def multiply_adds(function: Any, *args: Any, dense: bool = True) -> dict[str, int]:
+    """Multiply-adds of the convolutions and (with `dense`) matrix products that a function runs, by Flax module path ("" outside of any).
 
     Read off the function's jaxpr; loops count as often as they run. Arguments may be shapes.
     """
@@ -137,7 +153,7 @@ def multiply_adds(function: Any, *args: Any) -> dict[str, int]:
                 kernel = equation.invars[1].aval.shape
                 features = kernel[parameters["dimension_numbers"].rhs_spec[0]]
                 found[_module(scopes)] += times * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // features
-            elif name == "dot_general":
+            elif name == "dot_general" and dense:
                 (contract, _), _ = parameters["dimension_numbers"]
                 left = equation.invars[0].aval.shape
                 found[_module(scopes)] += times * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contract)

@@ -1,5 +1,6 @@
 """Learnable repetition: Chavan et al., ICIP 2021."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ from paramshare.models.layers import check_width
 from paramshare.plan import Plan, Rule
 from paramshare.schemes import Repeat
 from paramshare.zoo.family import LARGE, Family
+from paramshare.zoo.residual import resnet
 
 # Which convolutions of the ten repeat which, by the number of the small network.
 REPEATED = {
@@ -41,15 +43,6 @@ def _resnet16(width: float, **options: Any) -> ResNet:
     return ResNet((2, 2, 2), (k, 2 * k, 4 * k), stem="cifar", stem_width=16, **options)
 
 
-def _resnet18(width: float, **options: Any) -> ResNet:
-    k = check_width(width, base=64)
-    return ResNet((2, 2, 2, 2), (k, 2 * k, 4 * k, 8 * k), **options)
-
-
-def _plain(network: Any) -> Any:
-    return lambda numbers, **options: (network(numbers["width"], **options), None)
-
-
 def _repeated(network: Any) -> Any:
     """Each kernel of the stages repeats the kernel that it has in the network of width 1."""
 
@@ -57,7 +50,7 @@ def _repeated(network: Any) -> Any:
         width = numbers["width"]
         if width < 1:
             raise ModelError(f"a repeated network is at least as wide as the one that it repeats; got width {width}")
-        model, small = network(width, bias=True, **options), network(1, bias=True, **options)
+        model, small = (network(width=k, bias=True, **options) for k in (width, 1))
         rules = [Rule(r"stage\d/block\d+/(conv\d|shortcut)/kernel", Repeat(like=small), bank="repeated")]
         if width > 1:  # the small network needs no first shortcut: its stem is as wide as its first stage
             base = (1, 1, small.stem_width, small.widths[0])
@@ -67,7 +60,6 @@ def _repeated(network: Any) -> Any:
     return build
 
 
-STEM = ("dtype", "axis_name", "stem")
 FAMILIES = (
     Family(
         "vgg{depth}",
@@ -85,7 +77,7 @@ FAMILIES = (
         "resnet16-{width}",
         "residual network of depth 16 and of that width, for 32x32 images",
         ("resnet16-1", "resnet16-2", "resnet16-4", "resnet16-8"),
-        _plain(_resnet16),
+        lambda numbers, **options: (_resnet16(**numbers, **options), None),
     ),
     Family(
         "resnet16-{width}-repeat",
@@ -94,19 +86,11 @@ FAMILIES = (
         _repeated(_resnet16),
     ),
     Family(
-        "resnet18-x{width}",
-        "ResNet18, so many times as wide",
-        ("resnet18-x2", "resnet18-x4"),
-        _plain(_resnet18),
-        input_shape=LARGE,
-        options=STEM,
-    ),
-    Family(
         "resnet18-x{width}-repeat",
         "the same, every kernel repeating one of resnet18",
         ("resnet18-x1-repeat", "resnet18-x2-repeat", "resnet18-x4-repeat"),
-        _repeated(_resnet18),
+        _repeated(functools.partial(resnet, 18)),
         input_shape=LARGE,
-        options=STEM,
+        options=("dtype", "axis_name", "stem"),
     ),
 )
