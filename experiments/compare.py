@@ -2,8 +2,8 @@
 
     python experiments/compare.py CONFIG --models NAME ... --seeds 0 1 2 --out DIR [--overrides]
 
-Every run has a workdir of its own below DIR; started again, finished runs are read and interrupted ones go on. The table is
-printed, and written to DIR/table.md.
+A NAME in quotes may bring overrides of its own: "resnet20-s16u1 --penalty.orthogonality 10". Every run has a workdir of its own below
+DIR; started again, finished runs are read and interrupted ones go on. The table is printed, and written to DIR/table.md.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import datetime
 import os
 import pathlib
 import platform
+import re
 import shlex
 import statistics
 import sys
@@ -33,13 +34,19 @@ def main() -> None:
     known, rest = parser.parse_known_args()
     base = override(load_file(known.config), rest, known.config)
 
+    configs = {}
+    for name in known.models:
+        network, *own = shlex.split(name)
+        config = override(base, own, known.config)
+        configs[name] = dataclasses.replace(config, model=dataclasses.replace(config.model, name=network))
+
     rows = []
     # Seed by seed, so that an unfinished comparison still compares like with like.
     results: dict[str, list[dict]] = {name: [] for name in known.models}
     for seed in known.seeds:
-        for name in known.models:
-            config = dataclasses.replace(base, seed=seed, model=dataclasses.replace(base.model, name=name))
-            results[name].append(train(config, known.out / f"{name}-seed{seed}"))
+        for name, config in configs.items():
+            folder = re.sub(r"[^\w.]+", "-", name)
+            results[name].append(train(dataclasses.replace(config, seed=seed), known.out / f"{folder}-seed{seed}"))
     for name, found in results.items():
         last = [r["last"]["test"]["accuracy"] for r in found]
         chosen = [r["selected"]["test"]["accuracy"] for r in found if r["selected"]]

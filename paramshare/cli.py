@@ -50,13 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _code(error: Exception) -> int | None:
     """The exit code for an error that is the user's to mend; None for one of ours."""
-    from paramshare import ModelError, PlanError, SchemeError
+    from paramshare import ModelError, PenaltyError, PlanError, SchemeError
     from paramshare.training.checkpoint import CheckpointError
     from paramshare.training.config import ConfigError
     from paramshare.training.data import DataError
     from paramshare.training.loop import Interrupted, NonFinite
 
-    if isinstance(error, CommandError | ConfigError | DataError | ModelError | PlanError | SchemeError | CheckpointError):
+    if isinstance(error, CommandError | ConfigError | DataError | ModelError | PenaltyError | PlanError | SchemeError | CheckpointError):
         return USAGE
     if isinstance(error, NonFinite):
         return FAILED
@@ -165,11 +165,11 @@ def report(run: "Run", workdir: pathlib.Path, result: dict[str, Any]) -> None:
     if isinstance(run.model, Shared):
         with Checkpoints(workdir / "checkpoints") as checkpoints:
             state, _ = checkpoints.restore(jax.eval_shape(run.init))
-        pictures.append(workdir / "similarity.png")
-        labels = {bank.name: site_labels(bank.sites) for bank in run.model.layout.banks}
-        similarity_maps(
-            similarity(run.model, state.variables), pictures[1], labels=labels, title=f"{title}: layer similarity after training"
-        )
+        matrices = similarity(run.model, state.variables)
+        if matrices:  # not where sites differ in shape
+            pictures.append(workdir / "similarity.png")
+            labels = {bank.name: site_labels(bank.sites) for bank in run.model.layout.banks}
+            similarity_maps(matrices, pictures[1], labels=labels, title=f"{title}: layer similarity after training")
 
     counts, seconds = result["counts"], result["seconds"]
     speed = f"training at {result['images_per_second']:,.0f} images/s " if result["images_per_second"] else ""
@@ -250,8 +250,8 @@ def _summary(known: argparse.Namespace, rest: list[str]) -> int:
     from paramshare.shared import Shared
     from paramshare.zoo import create_model, default_input_shape
 
-    shape = tuple(known.input_shape) if known.input_shape else default_input_shape(known.name)
-    model = create_model(known.name, known.num_classes, shape)
+    shape = tuple(known.input_shape) if known.input_shape else default_input_shape(known.name, known.stem)
+    model = create_model(known.name, known.num_classes, shape, **({"stem": known.stem} if known.stem else {}))
     found = cost(model, shape)
     if known.json:
         print(found.as_json())
@@ -297,6 +297,7 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("name", metavar="NAME")
     summary.add_argument("--num-classes", type=int, default=None)
     summary.add_argument("--input-shape", type=int, nargs=3, default=None, metavar=("H", "W", "C"))
+    summary.add_argument("--stem", default=None, help="'imagenet' or 'cifar', for networks that have both")
     summary.add_argument("--json", action="store_true", help="as JSON")
     return parser
 

@@ -50,7 +50,7 @@ BAD = {
         r"malformed model name 'swrn-28-10'; names are of the form swrn-{depth}-{width}-{templates}",
     ),
     "illegal depth": (["--model.name", "wrn-29-10"], "got 29, nearest are 28 and 34"),
-    "no templates": (["--model.name", "swrn-28-10-0"], "Soft(templates=0): a bank needs at least one template"),
+    "no templates": (["--model.name", "swrn-28-10-0"], "Soft(templates=0): templates must be an integer, 1 or more"),
     "unknown set": (["--data.name", "digitz"], "there is no data set 'digitz'; did you mean digits"),
     "IDX without a folder": (["--data.name", "idx"], "path="),
     "class count": (["--model.num-classes", "7"], "model.num_classes is 7, but data set 'digits' has 10 classes"),

@@ -74,6 +74,53 @@ def similarity_maps(
     figure.savefig(file, dpi=120)
 
 
+def gradient_flow(runs: Mapping[str, list[dict[str, Any]]], file: str | pathlib.Path, *, title: str = "") -> None:
+    """Draws the mean and the largest |gradient| of every bank over training as a PNG, a column a run.
+
+    Args:
+      runs: lines of `metrics.jsonl` by the run's label; of runs with `gradient_flow` on, their lines of kind "train" are drawn.
+      file: the PNG to write.
+      title: above the picture.
+    """
+    figure, axes = _axes(2, len(runs), (3.6 * len(runs) + 0.6, 6), sharex=True, sharey="row", squeeze=False)
+    for column, (label, lines) in enumerate(runs.items()):
+        train = [line for line in lines if line["kind"] == "train"]
+        for row, what in enumerate(("mean", "max")):
+            cell = axes[row, column]
+            for number, name in enumerate(name for name in train[0] if name.startswith(f"gradient_{what}/")):
+                cell.plot([line["step"] for line in train], [line[name] for line in train], color=f"C{number}", label=name.split("/", 1)[1])
+            cell.set_yscale("log")
+            cell.grid(alpha=0.3)
+        axes[0, column].set_title(label, fontsize=9)
+        axes[1, column].set_xlabel("step")
+    axes[0, 0].set_ylabel("mean |gradient|")
+    axes[1, 0].set_ylabel("largest |gradient|")
+    axes[0, 0].legend(fontsize=8)
+    figure.suptitle(title)
+    figure.savefig(file, dpi=120)
+
+
+def accuracy_curve(points: Mapping[str, list[tuple[float, float]]], file: str | pathlib.Path, *, title: str = "") -> None:
+    """Draws test accuracy against trainable numbers as a PNG, on a logarithmic axis.
+
+    Args:
+      points: by label, (trainable numbers, accuracy) of single runs; a line goes through the means of equal sizes.
+      file: the PNG to write.
+      title: above the picture.
+    """
+    figure, axes = _axes(1, 1, (7, 4.5))
+    axes = np.ravel(np.array(axes, dtype=object))[0]
+    for number, (label, runs) in enumerate(points.items()):
+        sizes = sorted({size for size, _ in runs})
+        means = [float(np.mean([accuracy for size, accuracy in runs if size == at])) for at in sizes]
+        axes.plot(*zip(*runs, strict=True), "o", color=f"C{number}", alpha=0.5, markersize=4)
+        axes.plot(sizes, means, color=f"C{number}", label=label)
+    axes.set(xscale="log", xlabel="trainable numbers", ylabel="test accuracy", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=120)
+
+
 def site_labels(sites: tuple) -> list[str]:
     """Short names for the sites of a bank: their paths without the parts that all of them share."""
     parts = [str(site).split("/") for site in sites]
@@ -84,11 +131,11 @@ def site_labels(sites: tuple) -> list[str]:
     return ["/".join(p) for p in parts]
 
 
-def _axes(rows: int, columns: int, size: tuple[float, float]):
+def _axes(rows: int, columns: int, size: tuple[float, float], **options: Any):
     # Without pyplot there is no window system to be found, and nothing global to close.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns)
+    return figure, figure.subplots(rows, columns, **options)

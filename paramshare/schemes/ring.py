@@ -148,7 +148,7 @@ class Ring:
         total = sum(sizes)
         if self.mode == "global":
             laps, rest = divmod(total, self.size)
-            last = permute(ring_N, Permutation(self.size, self._key(None, "rest")))[:rest]
+            last = jnp.asarray(permute(ring_N, Permutation(self.size, self._key(None, "rest"))))[:rest]
             pool = jnp.concatenate([_around(ring_N, laps * self.size), last])
             return _cut(self._shuffle(pool, self._key(None, "pool")), sizes)
         # A lap is the ring itself, so that T numbers in ring order are its laps end to end, and each site's share a piece of them.

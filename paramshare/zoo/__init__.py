@@ -46,7 +46,7 @@ def create_model(name: str, num_classes: int | None = None, input_shape: tuple[i
     if unknown:
         raise ModelError(f"{name} has no option {unknown[0]!r}; its options are {', '.join(family.options)}")
     stem = options.get("stem")
-    shape = tuple(input_shape) if input_shape is not None else SMALL if stem == "cifar" else family.input_shape
+    shape = tuple(input_shape) if input_shape is not None else default_input_shape(name, stem)
     if len(shape) != 3 or min(shape) < 1:
         raise ModelError(f"{name}: input_shape={shape}; give (height, width, channels), each 1 or more")
     if "stem" in family.options and stem is None:
@@ -73,9 +73,9 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter({name for family in FAMILIES for name in family.examples}, pattern))
 
 
-def default_input_shape(name: str) -> tuple[int, int, int]:
-    """Shape of the images that a named network was designed for."""
-    return _find(name)[0].input_shape
+def default_input_shape(name: str, stem: str | None = None) -> tuple[int, int, int]:
+    """Shape of the images that a named network, with that stem, was designed for."""
+    return SMALL if stem == "cifar" else _find(name)[0].input_shape
 
 
 def options_of(name: str) -> tuple[str, ...]:
