@@ -3,8 +3,8 @@
     python experiments/compare.py experiments/fashion_mnist.py --models resnet14 resnet14-rpg-171 resnet14-rpg-1705 ... --out DIR
     python experiments/ring_curve.py DIR
 
-Reads the `result.json` of every run below DIR, and writes DIR/ring_curve.png: one point a run, lines through the means, plain
-networks beside the rings.
+Reads the `result.json` of every run below DIR, and writes DIR/ring_curve.png: accuracy against ring size, with the means of the networks
+that have no ring as levels.
 """
 
 import argparse
@@ -12,23 +12,25 @@ import collections
 import json
 import pathlib
 
-from paramshare.analysis.pictures import accuracy_curve
+from paramshare.analysis.pictures import ring_curve
 
 
 def main() -> None:
     """Runs what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=pathlib.Path)
-    out = parser.parse_args().out
-    results = [json.loads(file.read_text()) for file in sorted(out.glob("*/result.json"))]
-    if not results:
-        raise SystemExit(f"no finished run below {out}")
-    points = collections.defaultdict(list)
+    parser.add_argument("--title", default="")
+    known = parser.parse_args()
+    results = [json.loads(file.read_text()) for file in sorted(known.out.glob("*/result.json"))]
+    rings = [(result["counts"]["banks"], result["last"]["test"]["accuracy"]) for result in results if result["counts"]["banks"]]
+    if not rings:
+        raise SystemExit(f"no finished run with a ring below {known.out}")
+    levels = collections.defaultdict(list)
     for result in results:
-        kind = "one ring for all convolutions of the stages" if result["counts"]["banks"] else "without sharing, at several widths"
-        points[kind].append((result["counts"]["trainable"], result["last"]["test"]["accuracy"]))
-    picture = out / "ring_curve.png"
-    accuracy_curve(dict(sorted(points.items())), picture, title=f"{results[0]['model'].split('-')[0]} on {results[0]['data']}")
+        if not result["counts"]["banks"]:
+            levels[f"{result['model']}, {result['counts']['trainable']:,} numbers"].append(result["last"]["test"]["accuracy"])
+    picture = known.out / "ring_curve.png"
+    ring_curve(rings, levels, picture, title=known.title)
     print(f"picture        {picture}")
 
 

@@ -1,7 +1,7 @@
 """Pictures of a run: learning curves, and how alike the layers of each bank are."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,22 +100,26 @@ def gradient_flow(runs: Mapping[str, list[dict[str, Any]]], file: str | pathlib.
     figure.savefig(file, dpi=120)
 
 
-def accuracy_curve(points: Mapping[str, list[tuple[float, float]]], file: str | pathlib.Path, *, title: str = "") -> None:
-    """Draws test accuracy against trainable numbers as a PNG, on a logarithmic axis.
+def ring_curve(
+    rings: Sequence[tuple[int, float]], levels: Mapping[str, Sequence[float]], file: str | pathlib.Path, *, title: str = ""
+) -> None:
+    """Draws test accuracy against ring size as a PNG, on a logarithmic axis.
 
     Args:
-      points: by label, (trainable numbers, accuracy) of single runs; a line goes through the means of equal sizes.
+      rings: (numbers in the ring, accuracy) of single runs; the line goes through the means of equal sizes.
+      levels: accuracies of single runs of other networks, by label: a horizontal line at each mean.
       file: the PNG to write.
       title: above the picture.
     """
     figure, axes = _axes(1, 1, (7, 4.5))
     axes = np.ravel(np.array(axes, dtype=object))[0]
-    for number, (label, runs) in enumerate(points.items()):
-        sizes = sorted({size for size, _ in runs})
-        means = [float(np.mean([accuracy for size, accuracy in runs if size == at])) for at in sizes]
-        axes.plot(*zip(*runs, strict=True), "o", color=f"C{number}", alpha=0.5, markersize=4)
-        axes.plot(sizes, means, color=f"C{number}", label=label)
-    axes.set(xscale="log", xlabel="trainable numbers", ylabel="test accuracy", title=title)
+    sizes = sorted({size for size, _ in rings})
+    means = [float(np.mean([accuracy for size, accuracy in rings if size == at])) for at in sizes]
+    axes.plot(*zip(*rings, strict=True), "o", color="C0", alpha=0.5, markersize=4)
+    axes.plot(sizes, means, color="C0", label="one ring; dots are single runs")
+    for number, (label, accuracies) in enumerate(levels.items(), start=1):
+        axes.axhline(float(np.mean(accuracies)), color=f"C{number}", linestyle=":", label=f"{label}: {np.mean(accuracies):.2%}")
+    axes.set(xscale="log", xlabel="numbers in the ring", ylabel="test accuracy", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=120)

@@ -55,7 +55,8 @@ class Transition(nn.Module):
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
         h = nn.relu(self.norm(name="bn")(x_BxHxWxC))
-        return nn.avg_pool(self.conv(x_BxHxWxC.shape[-1] // 2, 1, name="conv")(h), (2, 2), (2, 2))
+        h = self.conv(x_BxHxWxC.shape[-1] // 2, 1, name="conv")(h)
+        return nn.pool(h, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4  # `avg_pool` divides by a NumPy integer: no strict promotion
 
 
 class DenseNet(nn.Module):
