@@ -125,6 +125,20 @@ def test_text_and_json_say_the_same():
     c = cost(paramshare.create_model("swrn-16-1-1"), (32, 32, 3))
     text, data = str(c), json.loads(c.as_json())
     assert data["counts"]["trainable"] == 126_688
-    for number in (data["counts"]["trainable"], data["plain"], data["use"], data["generation"], data["bytes"]):
+    for number in (
+        *data["counts"].values(),
+        *(data[name] for name in ("generated", "plain", "use", "convolutions", "generation", "bytes")),
+    ):
         assert f"{number:,}" in text
-    assert len(text.splitlines()) == 2 + len(data["layers"]) + 8
+    assert len(text.splitlines()) == 2 + len(data["layers"]) + 11
+
+
+def test_a_rings_three_figures_against_what_it_generates_and_the_plain_network():
+    lines = str(cost(paramshare.create_model("resnet18-rpg"), (224, 224, 3))).splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.startswith(("banks", "private", "trainable"))}
+    assert any("of 11,157,504 generated" in line and "of 11,689,512 unshared" in line for line in lines)
+    assert rows == {
+        "banks": ["2,359,296", "21.15%", "20.18%"],  # 2,359,296 / 11,157,504 and / 11,689,512
+        "private": ["532,008", "4.77%", "4.55%"],
+        "trainable": ["2,891,304", "25.91%", "24.73%"],
+    }

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from paramshare import Site
-from paramshare.analysis.pictures import learning_curves, similarity_maps, site_labels
+from paramshare.analysis.pictures import gradient_flow, learning_curves, ring_curve, similarity_maps, site_labels
 
 
 def pixels(file) -> np.ndarray:
@@ -58,3 +58,29 @@ def test_site_labels(paths, wanted):
 
 def test_layers_of_a_stack_keep_their_numbers():
     assert site_labels(tuple(Site("layers/dense/kernel", (1,), index=i) for i in range(3))) == ["kernel[0]", "kernel[1]", "kernel[2]"]
+
+
+def has(file, colour: tuple[int, int, int]) -> bool:
+    return bool(np.any(np.all(pixels(file).reshape(-1, 3) == colour, axis=1)))
+
+
+C0, C1, C2 = (31, 119, 180), (255, 127, 14), (44, 160, 44)  # matplotlib's cycle
+
+
+@pytest.mark.parametrize("banks", [1, 2])
+def test_gradient_flow_draws_a_line_a_bank(tmp_path, banks):
+    def line(step: int) -> dict:
+        names = {f"gradient_{what}/stage{b}": 10.0 ** (b - step) for what in ("mean", "max") for b in range(banks)}
+        return {"kind": "train", "step": step, "loss": 1.0, **names}
+
+    lines = [line(step) for step in range(1, 6)]
+    gradient_flow({"on": [*lines, epoch(1)], "off": lines}, tmp_path / "flow.png", title="a run")
+    assert has(tmp_path / "flow.png", C0)
+    assert has(tmp_path / "flow.png", C1) == (banks == 2)
+
+
+@pytest.mark.parametrize("levels", [{}, {"plain": [0.9, 0.92], "narrow": [0.7]}])
+def test_ring_curve_draws_its_levels(tmp_path, levels):
+    ring_curve([(100, 0.5), (100, 0.6), (1000, 0.8), (10_000, 0.85)], levels, tmp_path / "curve.png", title="a network")
+    assert has(tmp_path / "curve.png", C0)
+    assert has(tmp_path / "curve.png", C2) == bool(levels)
