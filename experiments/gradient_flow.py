@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("--model", required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--title", default=None, help="of the picture")
     known, rest = parser.parse_known_args()
     base = override(load_file(known.config), rest, known.config)
     weight = base.penalty.orthogonality or 10.0
@@ -48,7 +49,7 @@ def main() -> None:
                 f"| {label} | {_of(lines[label], 'mean')} | {_of(lines[label], 'max')} | {result['last']['test']['accuracy']:.2%} |"
             )
     picture = known.out / "gradient_flow.png"
-    gradient_flow(lines, picture, title=f"{known.model} on {data.name}: gradients of the shared bases")
+    gradient_flow(lines, picture, title=known.title or f"{known.model} on {data.name}: gradients of the shared bases")
     head = "| | median of mean abs. gradient, by basis | median of largest | test accuracy |"
     table = "\n".join([head, "|---|---|---|---|", *rows])
     (known.out / "table.md").write_text(f"{table}\n\n    python {shlex.join(sys.argv)}\n")

@@ -53,22 +53,24 @@ def orthogonality(variables: Mapping[str, Any], *pools: str, unique: bool = Fals
     names = [_members(pool, banks) for pool in pools] or [[name for name in banks if _rows(banks[name]) is not None]]
     if not pools and not names[0]:
         raise PenaltyError(f"orthogonality is asked of a model without banks of filters (FilterBasis, Tied); its banks are {sorted(banks)}")
+    if unique and "params" not in variables:
+        raise PenaltyError("orthogonality(unique=True) needs variables['params'] too, where unique filters are; pass both collections")
     own = variables.get("params", {}).get("coefficients", {})
-    total = jnp.zeros(())
+    total = 0.0
     for pool in names:
-        squares, count = jnp.zeros(()), 0
+        squares, count = 0.0, 0
         for name in pool:
             for gram, diagonal in _products(_rows(banks[name]), _unique(own.get(name)) if unique else None):
                 squares += jnp.sum((gram - jnp.eye(*gram.shape, dtype=gram.dtype) if diagonal else gram) ** 2)
                 count += gram.size
         total += squares / count
-    return total
+    return jnp.asarray(total)
 
 
 def _members(pool: str, banks: Mapping[str, Any]) -> list[str]:
     try:
         found = [name for name in banks if re.fullmatch(pool, name)]
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise PenaltyError(f"orthogonality: pool {pool!r} is not a regular expression: {error}") from None
     if not found:
         raise PenaltyError(f"orthogonality: pool {pool!r} matches no bank; the banks are {sorted(banks)}")

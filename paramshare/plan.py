@@ -132,8 +132,13 @@ class Plan:
         sites: dict[str, list[Site]] = {}
         schemes: dict[str, tuple[Rule, Any]] = {}
 
+        traced: dict[int, dict[str, tuple[int, ...]]] = {}
+
         def shapes_of(other: nn.Module) -> dict[str, tuple[int, ...]]:
-            return {path: leaf.shape for path, leaf in trace_parameters(other, *example_inputs, **options).items()}
+            if id(other) not in traced:
+                parameters = trace_parameters(other, *example_inputs, **options)
+                traced[id(other)] = {path: leaf.shape for path, leaf in parameters.items()}
+            return traced[id(other)]
 
         for number, rule in enumerate(self.rules):
             taken: dict[str, int] = {}

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from paramshare.schemes.initial import Fan, check_variance, orthogonal, standard_deviation
-from paramshare.schemes.interface import UNIQUE, SchemeError, Site, bank_dtype, check_arrays, check_count, check_equal_shapes
+from paramshare.schemes.interface import UNIQUE, SchemeError, Site, bank_dtype, check_arrays, check_count, check_equal_shapes, check_flag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,7 @@ class FilterBasis:
         object.__setattr__(self, "shared", check_count("FilterBasis", "shared", self.shared, 1))
         object.__setattr__(self, "unique", check_count("FilterBasis", "unique", self.unique, 0))
         object.__setattr__(self, "bases", check_count("FilterBasis", "bases", self.bases, 1))
+        check_flag("FilterBasis", "orthonormal", self.orthonormal)
 
     def check(self, sites: tuple[Site, ...]) -> None:
         """Raises `SchemeError` unless all sites have one shape, of u + s filters, and no more are shared than can be independent."""
@@ -157,6 +158,7 @@ class Tied:
 
     def __post_init__(self):
         check_variance("Tied", self.scale, self.fan)
+        check_flag("Tied", "orthonormal", self.orthonormal)
 
     def check(self, sites: tuple[Site, ...]) -> None:
         """Raises `SchemeError` unless all sites have one shape."""

@@ -23,7 +23,7 @@ def check_variance(scheme: str, scale: float, fan: str) -> None:
     """Raises `SchemeError` unless `scale` is positive and `fan` one of the two."""
     if fan not in ("fan_in", "fan_out"):
         raise SchemeError(f"{scheme}(fan={fan!r}): fan is 'fan_in' or 'fan_out', as in jax.nn.initializers.variance_scaling")
-    if not (isinstance(scale, int | float) and math.isfinite(scale) and scale > 0):
+    if not (isinstance(scale, int | float) and not isinstance(scale, bool) and math.isfinite(scale) and scale > 0):
         raise SchemeError(f"{scheme}(scale={scale!r}): the scale of the initial variance is a positive number; He's is 2, LeCun's 1")
 
 

@@ -115,6 +115,12 @@ def check_count(scheme: str, name: str, value: Any, least: int) -> int:
     return count
 
 
+def check_flag(scheme: str, name: str, value: Any) -> None:
+    """Raises `SchemeError` unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise SchemeError(f"{scheme}({name}={value!r}): {name} is True or False")
+
+
 def check_arrays(scheme: Scheme, what: str, found: Any, wanted: Any) -> None:
     """Raises `SchemeError` unless a pytree of arrays has the shapes of another one, of tuples."""
     shapes = jax.tree.map(lambda leaf: tuple(jnp.shape(leaf)), found)

@@ -1,14 +1,15 @@
 """Learnable repetition: a kernel as transformed copies of a smaller one."""
 
+import collections
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
-from paramshare.schemes.interface import SchemeError, Site, bank_dtype, check_arrays, check_sites
+from paramshare.schemes.interface import UNIQUE, SchemeError, Site, bank_dtype, check_arrays, check_count, check_sites
 
 Transform = Literal["swish", "linear", "fourier"]
 NUMBERS = {"swish": 2, "linear": 0, "fourier": 6}  # learned a copy
@@ -77,23 +78,31 @@ class Repeat:
             )
         if self.transform not in get_args(Transform):
             raise SchemeError(f"Repeat(transform={self.transform!r}): the transforms are {', '.join(map(repr, get_args(Transform)))}")
+        if isinstance(self.like, str) and not self.shapes:
+            raise SchemeError(f"Repeat(like={self.like!r}): like takes the small model itself, a Flax module")
+        if self.source is not None and not isinstance(self.source, str):
+            raise SchemeError(f"Repeat(source={self.source!r}): source is the path of a kernel, such as 'conv1/kernel'")
         if self.base is not None:
-            shape = tuple(self.base)
-            if len(shape) < 2 or not all(isinstance(size, int) and size > 0 for size in shape):
-                raise SchemeError(
-                    f"Repeat(base={self.base!r}): a base has at least two axes, the last two its inputs and outputs, all 1 or more"
-                )
-            object.__setattr__(self, "base", shape)
+            sizes = tuple(self.base) if isinstance(self.base, Sequence) else ()
+            if len(sizes) < 2:
+                raise SchemeError(f"Repeat(base={self.base!r}): a base is a shape of two axes or more, the last two its inputs and outputs")
+            object.__setattr__(self, "base", tuple(check_count("Repeat", "base", size, 1) for size in sizes))
 
     def __str__(self) -> str:
         what = (
-            f"like={type(self.like).__name__}" if self.like is not None else f"base={self.base}" if self.base else f"source={self.source!r}"
+            f"like={self.like if isinstance(self.like, str) else type(self.like).__name__}"
+            if self.like is not None
+            else f"base={self.base}"
+            if self.base
+            else f"source={self.source!r}"
         )
         return f"Repeat({what}{'' if self.transform == 'swish' else f', transform={self.transform!r}'})"
 
     def bind(self, shapes_of: Callable[[Any], Mapping[str, tuple[int, ...]]]) -> "Repeat":
-        """The scheme, with the shapes of the small model's parameters in it."""
-        return self if self.like is None else dataclasses.replace(self, shapes=tuple(shapes_of(self.like).items()))
+        """The scheme with the shapes of the small model's parameters in it, and in the small model's place its name."""
+        if self.like is None or self.shapes:
+            return self
+        return dataclasses.replace(self, like=type(self.like).__name__, shapes=tuple(shapes_of(self.like).items()))
 
     def check(self, sites: tuple[Site, ...]) -> None:
         """Raises `SchemeError` unless every site has a base that fits into it, and a source comes first."""
@@ -104,8 +113,15 @@ class Repeat:
             raise SchemeError(
                 f"{self}: the model calls {sites[0]} before its source; layers repeat an earlier one, so make {sites[0]} the source"
             )
+        names = collections.Counter(map(_name, sites))
         for site, base in zip(sites, self._bases(sites), strict=True):
-            if len(site.shape) != len(base) or len(base) < 2 or site.shape[:-2] != base[:-2]:
+            if names[_name(site)] > 1:
+                raise SchemeError(
+                    f"{self}: {site} and another site are both named {_name(site)!r}; give them rules with banks of their own"
+                )
+            if len(site.shape) < 2:
+                raise SchemeError(f"{self}: {site} is {site.shape}; repetition needs two axes or more, the last two inputs and outputs")
+            if len(site.shape) != len(base) or site.shape[:-2] != base[:-2]:
                 raise SchemeError(
                     f"{self}: {site} is {site.shape} and its base {base}; all axes but the last two, inputs and outputs, must be equal"
                 )
@@ -189,7 +205,7 @@ class Repeat:
                     f"{self}: the small model has no parameter {site.path!r} to repeat"
                     + ("" if known else "; a plan binds the scheme to it")
                 )
-        return tuple(known[site.path] for site in sites)
+        return tuple(_one(known[site.path], site) for site in sites)
 
     def _arrays(self, sites: tuple[Site, ...]) -> tuple[dict[str, tuple], dict[str, dict[str, tuple]]]:
         """Shapes of the bank and of the coefficients."""
@@ -207,5 +223,11 @@ class Repeat:
 
 
 def _name(site: Site) -> str:
-    # Dots, for tools that join the keys of a tree by slashes.
-    return str(site).replace("/", ".")
+    # Dots, for tools that join the keys of a tree by slashes; and no name that means something else in other banks and coefficients.
+    name = str(site).replace("/", ".")
+    return f".{name}" if name in ("kernel", "filters", UNIQUE) else name
+
+
+def _one(shape: tuple[int, ...], site: Site) -> tuple[int, ...]:
+    """The shape of one layer's part of a parameter that stacks layers as the site's does."""
+    return shape if site.index is None else shape[: site.stack_axis] + shape[site.stack_axis + 1 :]
