@@ -1,17 +1,26 @@
-"""Every recipe runs from its file, on TFDS's mock of its data set: a few images, and otherwise unchanged."""
+"""Every recipe runs from its file, on TFDS's mock of its data set: a few images, and otherwise unchanged.
+
+Large networks have a smaller one stand in for them. What that leaves open is settled without arithmetic: the training step of each recipe's
+own network is traced at full size.
+"""
 
 import dataclasses
 import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from paramshare.training.config import differences, from_json, load_file, to_json
+from paramshare import count
+from paramshare.training.config import Config, differences, from_json, load_file, to_json
 from paramshare.training.loop import train
 from paramshare.training.optimizer import learning_rate
+from paramshare.training.run import prepare
+from paramshare.training.step import make_train_step
+from paramshare.zoo import options_of
 
 FILES = sorted(p for p in (pathlib.Path(__file__).parents[1] / "experiments").glob("*.py") if "\nconfig = " in p.read_text())
 
@@ -23,17 +32,76 @@ def _lenient_promotion():
         yield
 
 
+SMALLER = {
+    "swrn-28-10-2": "swrn-16-1-1",
+    "swrn-50-2-2": "swrn-16-1-1",
+    "resnet32-s16u1": "resnet14-s8u1",
+    "resnet34-s32u1": "resnet18-s8u1",
+    "resnet18-rpg": "resnet8-rpg-1000",
+    "resnet16-4-repeat": "resnet16-2-repeat",
+}  # the others run as they are, among them the two whose penalty names banks of their own
+
+
 @pytest.mark.parametrize("file", FILES, ids=[f.stem for f in FILES])
 def test_runs_on_mock_data(file, tmp_path):
     config = load_file(file)
-    one_step = dataclasses.replace(config, epochs=1, batch_size=4, schedule=dataclasses.replace(config.schedule, warmup_epochs=0.0))
+    name = SMALLER.get(config.model.name, config.model.name)
+    model = dataclasses.replace(config.model, name=name)
+    one_step = dataclasses.replace(
+        config, model=model, epochs=1, batch_size=4, schedule=dataclasses.replace(config.schedule, warmup_epochs=0.0)
+    )
     if config.data.name == "digits":  # no mock needed
         one_step = dataclasses.replace(one_step, data=dataclasses.replace(config.data, train_examples=4))
+    if config.data.name == "imagenet2012":
+        stem = "imagenet" if "stem" in options_of(name) else None  # and not the one for images of this size
+        one_step = dataclasses.replace(
+            one_step, data=dataclasses.replace(config.data, image_size=64), model=dataclasses.replace(model, stem=stem)
+        )
     with tfds.testing.mock_data(num_examples=5):
         result = train(one_step, tmp_path / "run", devices=jax.devices()[:1], quiet=True)
     assert result["steps"] == 1 and np.isfinite(result["last"]["test"]["loss"])
     # The header's command is that of this file.
     assert f"paramshare train experiments/{file.name} --workdir runs/" in file.read_text().split('"""')[1]
+
+
+# specs: trainable numbers of the recipes' own networks, batch statistics excluded
+TRAINABLE = {
+    "cifar10_swrn": 17_125_630,
+    "cifar100_swrn": 17_183_320,
+    "imagenet_swrn50_2": 57_807_728,
+    "cifar10_basis": 197_258,
+    "cifar100_basis": 7_726_676,
+    "imagenet_basis": 18_262_056,
+    "imagenet_mobilenet": 3_243_080,
+    "imagenet_rpg": 2_891_304,
+    "cifar10_rpg": 2_359_296 + 16_458,
+    "cifar100_rpg": 2_359_296 + 62_628,
+    "cifar10_vgg_repeat": 568_746,
+    "cifar10_resnet16_repeat": 183_498,
+}
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_the_networks_own_step_is_sound_at_full_size(name):
+    config = load_file(of(name))
+    with tfds.testing.mock_data(num_examples=5):
+        run = prepare(config, devices=jax.devices()[:1])
+    state = jax.eval_shape(run.init)
+    assert count(state.variables)["trainable"] == TRAINABLE[name]
+    data, penalty = run.data, config.penalty
+    step = run.devices.map(make_train_step(run.model, run.optimizer, config.augment, data.mean, data.std, penalty=penalty))
+    image = jax.ShapeDtypeStruct((1, config.batch_size, *data.image_shape), jnp.uint8)
+    label = jax.ShapeDtypeStruct((1, config.batch_size), jnp.int32)
+    after, metrics = jax.eval_shape(step, state, None, {"image": image, "label": label})
+    form = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == form
+    assert ("penalty" in metrics) == bool(penalty.orthogonality)
+    about = of(name).read_text().split('"""')[1]
+    assert "trainable numbers" not in about or f"{TRAINABLE[name]:,} trainable" in " ".join(about.split())
+
+
+def of(name: str) -> pathlib.Path:
+    return next(f for f in FILES if f.stem == name)
 
 
 @pytest.mark.parametrize("file", FILES, ids=[f.stem for f in FILES])
@@ -52,11 +120,35 @@ def test_is_sound_and_survives_storing(file):
         ("cifar10_swrn", {0: 0.1, 59: 0.1, 60: 0.02, 120: 0.004, 160: 0.0008, 199: 0.0008}),
         ("cifar100_swrn", {0: 0.1, 60: 0.02, 120: 0.004, 160: 0.0008}),
         ("imagenet_swrn50_2", {0: 0.1, 30: 0.01, 60: 0.001, 90: 0.0001, 99: 0.0001}),
+        # spec of filter bases: after 150 and 225; 60, 100 and 140; the last one halves
+        ("cifar10_basis", {0: 0.1, 149: 0.1, 150: 0.01, 225: 0.001, 299: 0.001}),
+        ("cifar100_basis", {0: 0.1, 149: 0.1, 150: 0.01, 225: 0.001, 299: 0.001}),
+        ("imagenet_basis", {0: 0.1, 59: 0.1, 60: 0.01, 100: 0.001, 140: 0.0001, 149: 0.0001}),
+        ("imagenet_mobilenet", {0: 0.1, 149: 0.1, 150: 0.01, 225: 0.001, 285: 0.0005, 299: 0.0005}),
+        ("cifar10_rpg", {0: 0.1, 60: 0.01, 120: 0.001, 160: 0.0001}),
+        ("cifar100_rpg", {0: 0.1, 60: 0.01, 120: 0.001, 160: 0.0001}),
+        # spec of repetition: times 0.2 every 60 of 200
+        ("cifar10_vgg_repeat", {0: 0.1, 59: 0.1, 60: 0.02, 120: 0.004, 180: 0.0008, 199: 0.0008}),
+        ("cifar10_resnet16_repeat", {0: 0.1, 60: 0.02, 120: 0.004, 180: 0.0008}),
     ],
 )
 def test_learning_rates_of_the_recipes(name, rates):
-    config = load_file(next(f for f in FILES if f.stem == name))
+    config = load_file(of(name))
     rate: Any = learning_rate(config, steps_per_epoch=7)
     for epoch, expected in rates.items():
         assert float(rate(7 * epoch)) == pytest.approx(expected, rel=1e-5)
         assert float(rate(7 * epoch + 6)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_ring_papers_rate_falls_at_every_step():
+    """Spec: 0.1 * 0.1^(epoch / 45), 90 epochs."""
+    rate: Any = learning_rate(load_file(of("imagenet_rpg")), steps_per_epoch=7)
+    for step in (0, 1, 100, 315, 629):
+        assert float(rate(step)) == pytest.approx(0.1 * 0.1 ** (step / 7 / 45), rel=1e-5)
+
+
+def test_every_file_is_in_the_tables():
+    papers = {f.stem for f in FILES} - {"quickstart", "fashion_mnist"}
+    assert papers == set(TRAINABLE)
+    configs: list[Config] = [load_file(f) for f in FILES]
+    assert set(SMALLER) <= {config.model.name for config in configs}

@@ -4,12 +4,16 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 import runpy
 import types
 import typing
 from typing import Any, Literal
 
 from paramshare.training.data import Augment
+
+UNTOLD = ("log_every", "tensorboard", "checkpoint_every", "gradient_flow")  # may differ within a run
+UNIONS = (typing.Union, types.UnionType)  # of `Literal[...] | None`, and of `float | None`
 
 
 class ConfigError(ValueError):
@@ -28,6 +32,8 @@ class Model:
     """Compute in bfloat16; parameters and banks stay float32."""
     sync_batch_norm: bool = False
     """Average batch statistics over all devices, instead of each device's own share of the batch."""
+    stem: Literal["imagenet", "cifar"] | None = None
+    """Which stem, for networks that have both; None takes "cifar" for images smaller than 64 pixels a side and "imagenet" otherwise."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,20 +68,40 @@ class Optimizer:
     """Of SGD."""
     weight_decay: float = 5e-4
     """On everything but sharing coefficients: batch norm and biases included, as in the papers."""
+    decay_coefficients: bool = False
+    """Whether weight decay acts on sharing coefficients too."""
+    clip_norm: float | None = None
+    """Scale a gradient down to this norm, over everything trained, where it is longer; before weight decay. None leaves it as it is."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
     """How the learning rate changes."""
 
-    name: Literal["step", "cosine", "constant"] = "step"
-    """Drops at milestones, half a cosine down to zero, or no change."""
+    name: Literal["step", "cosine", "exponential", "constant"] = "step"
+    """Drops at milestones, half a cosine down to zero, the same factor every period but smoothly, or no change."""
     milestones: tuple[int, ...] = (60, 120, 160)
     """Of "step": the epochs, counted from 0, that begin with a drop."""
     factor: float = 0.2
-    """Of "step": what each drop multiplies by."""
+    """Of "step": what each drop multiplies by. Of "exponential": what a period comes to."""
+    factors: tuple[float, ...] = ()
+    """Of "step": a factor for each milestone, where they differ; none takes `factor` for all."""
+    period: float = 45.0
+    """Of "exponential": epochs; the rate is multiplied by factor^(epochs / period), a little every step."""
     warmup_epochs: float = 0.0
     """Epochs of linear growth from zero before any of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Penalty:
+    """What is added to the loss."""
+
+    orthogonality: float = 0.0
+    """How much the distance of the shared filters from orthonormal ones counts (Kang & Kim 2021: 10); 0 for none."""
+    pools: tuple[str, ...] = ()
+    """Regular expressions over whole names of banks: one mean a pool, and the sum of them; none makes one pool of all filter bases."""
+    unique: bool = False
+    """Whether a layer's own filters are to be orthonormal too, to each other and to the shared ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +113,7 @@ class Config:
     augment: Augment = Augment()  # noqa: RUF009 (frozen)
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
+    penalty: Penalty = Penalty()
     epochs: int = 200
     """Passes over the training images; each drops the last, incomplete batch of its own random order."""
     batch_size: int = 128
@@ -105,6 +132,8 @@ class Config:
     """Epochs between checkpoints."""
     tensorboard: bool = False
     """Write TensorBoard event files as well."""
+    gradient_flow: bool = False
+    """Log the mean and the largest |gradient| of every bank."""
 
     def check(self) -> None:
         """Raises `ConfigError`, naming the field, its value and what it may be, if a value makes no sense."""
@@ -123,13 +152,24 @@ class Config:
         require(0 <= self.optimizer.momentum < 1, "optimizer.momentum", self.optimizer.momentum, "in [0, 1)")
         decay = self.optimizer.weight_decay
         require(math.isfinite(decay) and decay >= 0, "optimizer.weight_decay", decay, "0 or more, and finite")
-        require(self.schedule.factor > 0, "schedule.factor", self.schedule.factor, "positive")
+        clip = self.optimizer.clip_norm
+        require(clip is None or (math.isfinite(clip) and clip > 0), "optimizer.clip_norm", clip, "positive and finite, or None")
+        for name in ("factor", "period"):
+            value = getattr(self.schedule, name)
+            require(math.isfinite(value) and value > 0, f"schedule.{name}", value, "positive and finite")
         milestones = self.schedule.milestones
         require(
             list(milestones) == sorted(set(milestones)) and all(m > 0 for m in milestones),
             "schedule.milestones",
             milestones,
             "rising, from 1 on",
+        )
+        factors = self.schedule.factors
+        require(
+            len(factors) in (0, len(milestones)) and all(math.isfinite(f) and f > 0 for f in factors),
+            "schedule.factors",
+            factors,
+            f"empty, or a positive number for each of the {len(milestones)} milestones",
         )
         require(
             0 <= self.schedule.warmup_epochs < self.epochs,
@@ -138,26 +178,47 @@ class Config:
             "0 or more, and less than epochs",
         )
         require(0 <= self.data.validation < 1, "data.validation", self.data.validation, "in [0, 1)")
+        penalty = self.penalty.orthogonality
+        require(math.isfinite(penalty) and penalty >= 0, "penalty.orthogonality", penalty, "0 or more, and finite")
+        for pool in self.penalty.pools:
+            try:
+                re.compile(pool)
+            except re.error as error:
+                raise ConfigError(
+                    f"penalty.pools holds {pool!r}, which is no regular expression ({error}); it must match names of banks"
+                ) from None
 
 
 def check_types(value: Any, hint: Any, field: str = "") -> None:
     """Raises `ConfigError` at the first field whose value is not of its declared type; an int will do for a float."""
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, hint):
         for name, part in typing.get_type_hints(hint).items():
             check_types(getattr(value, name), part, f"{field}.{name}" if field else name)
-        return
+    elif not _fits(value, hint):
+        raise ConfigError(f"{field or 'config'} is {value!r}; it must be {_wanted(hint)}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        fits, wanted = value in options, f"one of {', '.join(options)}"
-    elif origin is types.UnionType:
-        fits = value is None or type(value) in options or (type(value) is int and float in options)
-        wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options).replace("NoneType", "None")
-    elif origin is tuple:
-        fits, wanted = isinstance(value, tuple) and all(type(item) is options[0] for item in value), f"a tuple of {options[0].__name__}s"
-    else:
-        fits, wanted = type(value) is hint or (hint is float and type(value) is int), f"of type {hint.__name__}"
-    if not fits:
-        raise ConfigError(f"{field or 'config'} is {value!r}; it must be {wanted}")
+        return value in options
+    if origin in UNIONS:
+        return any(_fits(value, option) for option in options)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, options[0]) for item in value)
+    return type(value) is hint or (hint is float and type(value) is int)
+
+
+def _wanted(hint: Any) -> str:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(options)}"
+    if origin in UNIONS:
+        names = [option.__name__ if isinstance(option, type) else _wanted(option) for option in options]
+        return " or ".join(names).replace("NoneType", "None")
+    if origin is tuple:
+        return f"a tuple of {options[0].__name__}s"
+    return f"of type {hint.__name__}"
 
 
 def load_file(path: str | pathlib.Path) -> Config:
@@ -199,7 +260,7 @@ def from_json(text: str) -> Config:
 
 
 def differences(ours: Config, theirs: Config) -> list[str]:
-    """Fields in which two configurations differ, as "field: theirs -> ours". Where metrics are logged does not make another run."""
+    """Fields in which two configurations differ, as "field: theirs -> ours". What is logged, and where, does not make another run."""
 
     def flat(value: Any, prefix: str) -> dict[str, Any]:
         if not isinstance(value, dict):
@@ -207,9 +268,7 @@ def differences(ours: Config, theirs: Config) -> list[str]:
         return {key: leaf for name, part in value.items() for key, leaf in flat(part, f"{prefix}.{name}" if prefix else name).items()}
 
     a, b = flat(dataclasses.asdict(ours), ""), flat(dataclasses.asdict(theirs), "")
-    return [
-        f"{key}: {b[key]!r} -> {a[key]!r}" for key in a if a[key] != b[key] and key not in ("log_every", "tensorboard", "checkpoint_every")
-    ]
+    return [f"{key}: {b[key]!r} -> {a[key]!r}" for key in a if a[key] != b[key] and key not in UNTOLD]
 
 
 def _build(kind: Any, value: Any) -> Any:
@@ -221,6 +280,6 @@ def _build(kind: Any, value: Any) -> Any:
         if unknown:
             raise ValueError(f"unknown field {unknown[0]!r}")
         return kind(**{name: _build(hints[name], part) for name, part in value.items()})
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+    if typing.get_origin(kind) in UNIONS:
         return value
     return tuple(value) if typing.get_origin(kind) is tuple else value

@@ -155,13 +155,7 @@ def fit(run: Run, workdir: str | pathlib.Path, *, quiet: bool = False) -> dict[s
                         acc=f"{_mean(window, 'accuracy'):.3f}",
                     )
                 if line_due:
-                    metrics.write(
-                        "train",
-                        step,
-                        loss=_mean(window, "loss"),
-                        accuracy=_mean(window, "accuracy"),
-                        learning_rate=float(np.asarray(run.rate(step - 1))),
-                    )
+                    metrics.write("train", step, **_line(window), learning_rate=float(np.asarray(run.rate(step - 1))))
                     window = []
                 if of_epoch == 0:
                     _finish_epoch(run, epoch, step, state, progress, evaluate, best, metrics, bar)
@@ -192,7 +186,15 @@ def _train_function(run: Run):
     """`(state, inputs) -> (state, metrics)`, with the training images on the devices where they fit."""
     config, data = run.config, run.data
     step = make_train_step(
-        run.model, run.optimizer, config.augment, data.mean, data.std, seed=config.seed, label_smoothing=config.label_smoothing
+        run.model,
+        run.optimizer,
+        config.augment,
+        data.mean,
+        data.std,
+        seed=config.seed,
+        label_smoothing=config.label_smoothing,
+        penalty=config.penalty,
+        gradient_flow=config.gradient_flow,
     )
     mapped = run.devices.map(step, donate=True)
     images = run.devices.replicate({"image": data.train.image, "label": data.train.label}) if isinstance(data.train, ArraySource) else None
@@ -224,6 +226,12 @@ def _fetch(pending: list[dict[str, jax.Array]], step: int) -> list[dict[str, flo
 
 def _mean(lines: list[dict[str, float]], name: str) -> float:
     return float(np.mean([line[name] for line in lines]))
+
+
+def _line(lines: list[dict[str, float]]) -> dict[str, float]:
+    """The means of what was measured since the last line; of `gradient_max/BANK` the largest."""
+    names = ["loss", "accuracy", *(name for name in lines[0] if name not in ("loss", "accuracy", "finite"))]
+    return {name: max(line[name] for line in lines) if name.startswith("gradient_max/") else _mean(lines, name) for name in names}
 
 
 def _finish_epoch(

@@ -19,9 +19,13 @@ def learning_rate(config: Config, steps_per_epoch: int) -> optax.Schedule:
     warmup = round(schedule.warmup_epochs * steps_per_epoch)
     total = config.epochs * steps_per_epoch
     if schedule.name == "step":
-        after = optax.piecewise_constant_schedule(peak, {m * steps_per_epoch - warmup: schedule.factor for m in schedule.milestones})
+        factors = schedule.factors or (schedule.factor,) * len(schedule.milestones)
+        drops = {m * steps_per_epoch - warmup: factor for m, factor in zip(schedule.milestones, factors, strict=True)}
+        after = optax.piecewise_constant_schedule(peak, drops)
     elif schedule.name == "cosine":
         after = optax.cosine_decay_schedule(peak, max(1, total - warmup))
+    elif schedule.name == "exponential":
+        after = optax.exponential_decay(peak, schedule.period * steps_per_epoch, schedule.factor)  # pyright: ignore[reportArgumentType]
     else:
         after = optax.constant_schedule(peak)
     if not warmup:
@@ -30,11 +34,18 @@ def learning_rate(config: Config, steps_per_epoch: int) -> optax.Schedule:
 
 
 def optimizer(config: Config, rate: optax.Schedule) -> optax.GradientTransformation:
-    """The update rule over `{"banks", "params"}`. Weight decay leaves sharing coefficients alone (`paramshare.decay_mask`)."""
+    """The update rule over `{"banks", "params"}`.
+
+    The gradient is clipped to its norm, then decayed, then given to the rule, as PyTorch's `clip_grad_norm_` and SGD do. Weight decay
+    leaves sharing coefficients alone (`paramshare.decay_mask`), unless the configuration says otherwise.
+    """
     settings = config.optimizer
+    mask = None if settings.decay_coefficients else decay_mask
+    rules = [] if settings.clip_norm is None else [optax.clip_by_global_norm(settings.clip_norm)]
     if settings.name == "adamw":
-        return optax.adamw(rate, weight_decay=settings.weight_decay, mask=decay_mask)
-    rule = optax.sgd(rate, settings.momentum, settings.nesterov) if settings.name == "sgd" else optax.adam(rate)
-    if not settings.weight_decay:
-        return rule
-    return optax.chain(optax.add_decayed_weights(settings.weight_decay, mask=decay_mask), rule)
+        rules.append(optax.adamw(rate, weight_decay=settings.weight_decay, mask=mask))
+    else:
+        if settings.weight_decay:
+            rules.append(optax.add_decayed_weights(settings.weight_decay, mask=mask))
+        rules.append(optax.sgd(rate, settings.momentum, settings.nesterov) if settings.name == "sgd" else optax.adam(rate))
+    return rules[0] if len(rules) == 1 else optax.chain(*rules)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from paramshare.penalties import PenaltyError, orthogonality
 from paramshare.shared import Shared
 from paramshare.training.config import Config, ConfigError
 from paramshare.training.data import ImageSet, load
@@ -108,13 +109,16 @@ def prepare(config: Config, *, model: nn.Module | None = None, data: ImageSet | 
     if model is None:
         options: dict[str, Any] = {"dtype": jnp.bfloat16} if config.model.bfloat16 else {}
         options |= {"axis_name": AXIS} if config.model.sync_batch_norm else {}
+        options |= {"stem": config.model.stem} if config.model.stem else {}
         model = create_model(config.model.name, data.num_classes, data.image_shape, **options)
-    elif config.model.bfloat16 or config.model.sync_batch_norm:
-        raise ConfigError("model.bfloat16 and model.sync_batch_norm are for networks by name; a network of your own decides for itself")
+    elif config.model.bfloat16 or config.model.sync_batch_norm or config.model.stem:
+        raise ConfigError(
+            "model.bfloat16, model.sync_batch_norm and model.stem are for networks by name; a network of your own decides for itself"
+        )
     else:
         plain = model.model if isinstance(model, Shared) else model
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, name=type(plain).__name__))
-    check_model(model, config.model.name, data)
+    check_penalty(config, check_model(model, config.model.name, data))
     rate = learning_rate(config, max(1, len(data.train) // config.batch_size))
     return Run(config, data, model, front, rate, optimizer(config, rate))
 
@@ -127,10 +131,10 @@ def check_batch(run: Run) -> None:
         raise ConfigError(f"batch_size {size} is larger than the {images} training images of {run.data.name!r}; make it smaller")
 
 
-def check_model(model: nn.Module, name: str, data: ImageSet) -> None:
-    """Raises `ConfigError` unless the model takes the set's images and gives a number for each of its classes."""
+def check_model(model: nn.Module, name: str, data: ImageSet) -> Any:
+    """The shapes of the model's variables; `ConfigError` unless it takes the set's images and gives a number for each of its classes."""
     try:
-        logits, _ = jax.eval_shape(
+        logits, variables = jax.eval_shape(
             lambda: model.init_with_output(jax.random.key(0), jnp.zeros((1, *data.image_shape), jnp.float32), train=False)
         )
     except Exception as error:  # a model may fail on a wrong shape in any way it likes
@@ -139,3 +143,17 @@ def check_model(model: nn.Module, name: str, data: ImageSet) -> None:
     found, wanted = getattr(logits, "shape", None), (1, data.num_classes)
     if found != wanted:
         raise ConfigError(f"model {name!r} gives {found} for one image of data set {data.name!r}; one number a class is wanted, {wanted}")
+    return variables
+
+
+def check_penalty(config: Config, variables: Any) -> None:
+    """Raises `ConfigError` if there is a penalty on the loss, but not the banks that it is for; `variables` may be shapes."""
+    penalty = config.penalty
+    if not penalty.orthogonality:
+        return
+    try:
+        jax.eval_shape(lambda variables: orthogonality(variables, *penalty.pools, unique=penalty.unique), variables)
+    except PenaltyError as error:
+        raise ConfigError(
+            f"penalty.orthogonality is {penalty.orthogonality} with model {config.model.name!r}: {error}; or set it to 0"
+        ) from error

@@ -1,7 +1,7 @@
 """One training step and one evaluation step: pure functions of one device's share of a batch, to be mapped over a named axis."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from paramshare.penalties import orthogonality
+from paramshare.training.config import Penalty
 from paramshare.training.data import Augment, augment, normalise
 from paramshare.training.state import AXIS, State
 
@@ -25,6 +27,8 @@ def make_train_step(
     *,
     seed: int = 0,
     label_smoothing: float = 0.0,
+    penalty: Penalty = Penalty(),  # noqa: B008 (frozen)
+    gradient_flow: bool = False,
 ) -> Callable[[State, Any, Batch], tuple[State, Metrics]]:
     """The step `(state, data, batch) -> (state, metrics)`, to be mapped over the axis `AXIS`.
 
@@ -36,7 +40,9 @@ def make_train_step(
     model's own dropout, which also takes the device's number. If the loss or a gradient is not finite, on any device, the update
     is not applied, and no later one either.
 
-    Metrics, the same on all devices: `loss` (mean cross entropy), `accuracy`, `finite`.
+    Metrics, the same on all devices: `loss` (mean cross entropy), `accuracy`, `finite`; where a penalty is added to the loss,
+    `penalty`, not yet multiplied; with `gradient_flow`, `gradient_mean/BANK` and `gradient_max/BANK` (see `flow`). The last three travel
+    no further than the gradient they are made of.
     """
 
     def train_step(state: State, data: Any, batch: Batch) -> tuple[State, Metrics]:
@@ -54,9 +60,13 @@ def make_train_step(
             logits_BxK, collections = model.apply(
                 {**trainable, **state.collections}, x_BxHxWxC, train=True, mutable=list(state.collections), rngs=rngs
             )
-            return cross_entropy(logits_BxK, label_B, label_smoothing).mean(), (logits_BxK, collections)
+            loss = cross_entropy(logits_BxK, label_B, label_smoothing).mean()
+            if not penalty.orthogonality:
+                return loss, (loss, {}, logits_BxK, collections)
+            distance = orthogonality(trainable, *penalty.pools, unique=penalty.unique)
+            return loss + penalty.orthogonality * distance, (loss, {"penalty": distance}, logits_BxK, collections)
 
-        (loss, (logits_BxK, collections)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
+        gradient, (loss, more, logits_BxK, collections) = jax.grad(loss_fn, has_aux=True)(state.trainable)
         gradient = jax.lax.pmean(gradient, AXIS)
         collections = jax.tree.map(lambda x: jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.inexact) else x, dict(collections))
         accuracy = jnp.mean(jnp.argmax(logits_BxK, axis=-1) == label_B, dtype=jnp.float32)
@@ -69,9 +79,39 @@ def make_train_step(
             return State(state.step + 1, trainable, collections, optimizer_state, state.failed)
 
         state = jax.lax.cond(finite & ~state.failed, update, lambda: dataclasses.replace(state, failed=jnp.ones((), jnp.bool_)))
-        return state, {"loss": loss, "accuracy": accuracy, "finite": finite}
+        more |= flow(gradient) if gradient_flow else {}
+        return state, {"loss": loss, "accuracy": accuracy, "finite": finite, **more}
 
     return train_step
+
+
+def flow(gradient: Any) -> Metrics:
+    """How strong a gradient reaches every bank: `gradient_mean/BANK` and `gradient_max/BANK`, of |gradient| over all numbers of the bank.
+
+    Args:
+      gradient: in the form of the variables it is taken by, `{"banks": ..., "params": ...}`. A bank of a `Shared` that is nested in a
+        larger module goes by its path.
+
+    Example:
+      >>> gradient = {"banks": {"b": {"templates": jnp.array([1.0, -3.0])}}, "params": {}}
+      >>> {name: float(value) for name, value in flow(gradient).items()}
+      {'gradient_mean/b': 2.0, 'gradient_max/b': 3.0}
+    """
+    found = {}
+    for path, bank in _banks(gradient.get("banks", {})):
+        leaves = [jnp.abs(leaf) for leaf in jax.tree.leaves(bank)]
+        found[f"gradient_mean/{path}"] = sum(jnp.sum(leaf) for leaf in leaves) / sum(leaf.size for leaf in leaves)
+        found[f"gradient_max/{path}"] = jnp.max(jnp.stack([jnp.max(leaf) for leaf in leaves]))
+    return found
+
+
+def _banks(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every bank with its path: what holds arrays is a bank, what holds mappings only is a module with banks inside."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and all(isinstance(part, Mapping) for part in value.values()):
+            yield from _banks(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, value
 
 
 def make_eval_step(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Any, Any, Batch], Metrics]:

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from paramshare import FilterBasis, Plan, Rule, share
 from paramshare.training.checkpoint import Checkpoints
-from paramshare.training.config import ConfigError, Data
+from paramshare.training.config import ConfigError, Data, Penalty
 from paramshare.training.evaluation import make_evaluate
 from paramshare.training.loop import train
+from paramshare.training.metrics import read_metrics
 from paramshare.training.run import prepare
 
 ONE = jax.devices()[:1]
@@ -194,3 +196,25 @@ def test_networks_that_sow_draw_noise_and_want_train_to_be_said(config, digits, 
         state, _ = checkpoints.restore(jax.eval_shape(run.init))
     # Counted once a step; what was sown is not kept.
     assert set(state.collections) == {"calls"} and int(state.collections["calls"]["count"]) == 8
+
+
+def test_lines_tell_the_penalty_and_the_gradients_of_their_steps(config, digits, make_network, tmp_path):
+    """Means over the steps since the last line, and of the largest gradients the largest."""
+    rules = Plan(Rule("conv[1-3]/kernel", FilterBasis(6, 2), bank="filters"))
+    network = share(make_network(plain=True), rules, jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
+    config = dataclasses.replace(config, penalty=Penalty(10.0), gradient_flow=True, batch_size=32, epochs=1)
+    found = {}
+    for every in (1, 4):
+        workdir = tmp_path / str(every)
+        train(dataclasses.replace(config, log_every=every), workdir, model=network, data=digits, devices=ONE, quiet=True)
+        found[every] = [line for line in read_metrics(workdir / "metrics.jsonl") if line["kind"] == "train"]
+    steps, lines = found[1], found[4]
+    assert [line["step"] for line in lines] == [4, 8]
+    measured = ["loss", "accuracy", "gradient_max/filters", "gradient_mean/filters", "penalty"]
+    assert list(lines[0]) == ["kind", "step", *measured, "learning_rate"]
+    for line in lines:
+        window = steps[line["step"] - 4 : line["step"]]
+        for name in measured:
+            over = max if name.startswith("gradient_max") else np.mean
+            assert line[name] == pytest.approx(over([step[name] for step in window]), rel=1e-12), name
+    assert len({step["gradient_max/filters"] for step in steps}) == 8

@@ -1,7 +1,9 @@
 """The step: the same on any number of devices, through pmap and shard_map; it moves what is trainable and no more."""
 
 import dataclasses
+import functools
 import re
+from typing import Any
 
 import chex
 import jax
@@ -10,10 +12,11 @@ import numpy as np
 import optax
 import pytest
 
-from paramshare import count
+from paramshare import FilterBasis, Plan, Rule, count, orthogonality, share
+from paramshare.training.config import Penalty
 from paramshare.training.devices import Devices
 from paramshare.training.run import prepare
-from paramshare.training.step import cross_entropy, make_train_step
+from paramshare.training.step import cross_entropy, flow, make_train_step
 
 
 def batches(data, size, steps):
@@ -24,7 +27,8 @@ def batches(data, size, steps):
 
 def stepper(config, data, devices, model):
     run = prepare(config, model=model, data=data, devices=devices)
-    step = make_train_step(run.model, run.optimizer, config.augment, data.mean, data.std, seed=config.seed)
+    options: Any = {"seed": config.seed, "penalty": config.penalty, "gradient_flow": config.gradient_flow}
+    step = make_train_step(run.model, run.optimizer, config.augment, data.mean, data.std, **options)
     return run, run.devices.map(step), run.devices.replicate(jax.jit(run.init)())
 
 
@@ -35,6 +39,13 @@ def losses(config, data, devices, model, steps=4):
         state, metrics = step(state, None, run.devices.cut(batch))
         found.append(float(metrics["loss"]))
     return found, state
+
+
+@pytest.fixture(scope="module")
+def factored(make_network):
+    """`Small`, its last three kernels of 6 shared filters and 2 of their own; in two banks."""
+    rules = [Rule(pattern, FilterBasis(6, 2), bank=bank) for pattern, bank in [("conv[12]/kernel", "first"), ("conv3/kernel", "second")]]
+    return share(make_network(plain=True), Plan(*rules), jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +82,13 @@ def all_reduced(text):
 
 
 @pytest.mark.parametrize("mapping", ["pmap", "shard_map"])
-@pytest.mark.parametrize("plain", [False, True], ids=["shared", "plain"])
-def test_exactly_the_trainable_numbers_travel(digits, config, make_network, mapping, plain):
-    model = make_network(plain, axis_name=None)
-    run, step, state = stepper(dataclasses.replace(config, mapping=mapping), digits, jax.devices()[:4], model)
+@pytest.mark.parametrize("kind", ["shared", "plain", "measured"])
+def test_exactly_the_trainable_numbers_travel(digits, config, make_network, factored, mapping, kind):
+    model, config = make_network(kind == "plain", axis_name=None), dataclasses.replace(config, mapping=mapping)
+    if kind == "measured":  # a penalty, and what is measured of the gradient: all of it is on every device already
+        model = factored.clone(model=factored.model.clone(axis_name=None))
+        config = dataclasses.replace(config, penalty=Penalty(10.0, unique=True), gradient_flow=True)
+    run, step, state = stepper(config, digits, jax.devices()[:4], model)
     batch = run.devices.cut(next(batches(digits, config.batch_size, 1)))
     text = step.lower(state, None, batch).compile().as_text()
     statistics = sum(leaf.size for leaf in jax.tree.leaves(state.collections))
@@ -109,6 +123,74 @@ def test_a_loss_that_is_not_finite_changes_nothing_ever_after(digits, config, ne
     mended = after.replace(trainable=jax.device_get(state.trainable))
     still, _ = step(run.devices.replicate(mended), None, run.devices.cut(second))
     chex.assert_trees_all_equal(jax.device_get(still.trainable), jax.device_get(state.trainable))
+
+
+@functools.cache
+def recorded(config, data, model, devices):
+    """The averaged gradient of a step, and what the step measures; nothing is updated."""
+    run = prepare(config, model=model, data=data, devices=jax.devices()[:devices])
+    recorder = optax.GradientTransformation(
+        lambda params: optax.tree.zeros_like(params), lambda updates, state, params=None: (state, updates)
+    )
+    run = dataclasses.replace(run, optimizer=recorder)
+    options: Any = {"seed": config.seed, "penalty": config.penalty, "gradient_flow": config.gradient_flow}
+    step = run.devices.map(make_train_step(run.model, recorder, config.augment, data.mean, data.std, **options))
+    state = jax.jit(run.init)()
+    # Fresh filters are orthonormal: a penalty would have nothing to say.
+    before = run.devices.replicate(state.replace(trainable=jax.tree.map(lambda x: 1.3 * x, state.trainable)))
+    after, metrics = step(before, None, run.devices.cut(next(batches(data, config.batch_size, 1))))
+    return jax.device_get((before.trainable, after.optimizer, metrics))
+
+
+MEASURED = pytest.mark.parametrize(
+    ("penalty", "devices"), [(Penalty(10.0), 1), (Penalty(3.0, ("first", "sec.*"), unique=True), 4)], ids=["one", "two"]
+)
+
+
+@MEASURED
+def test_a_penalty_adds_its_own_gradient_and_nothing_else(digits, config, factored, penalty, devices):
+    _, without, plain = recorded(config, digits, factored, devices)
+    config = dataclasses.replace(config, penalty=penalty, gradient_flow=True)
+    trainable, gradient, metrics = recorded(config, digits, factored, devices)
+
+    def alone(trainable):
+        return orthogonality(trainable, *penalty.pools, unique=penalty.unique)
+
+    expected = jax.tree.map(lambda g: penalty.orthogonality * g, jax.grad(alone)(trainable))
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected)) > 0.1
+    # One rounding of a sum with the loss's gradient (below 1), and XLA fuses the two programs otherwise.
+    chex.assert_trees_all_close(jax.tree.map(jnp.subtract, gradient, without), expected, rtol=1e-5, atol=2e-6)
+    # The loss told is the cross entropy; the penalty is told before it is weighed, and only where there is one.
+    np.testing.assert_allclose(metrics["loss"], plain["loss"], rtol=1e-6)
+    np.testing.assert_allclose(metrics["penalty"], alone(trainable), rtol=1e-5)
+    assert set(plain) == {"loss", "accuracy", "finite"}
+
+
+@MEASURED
+def test_gradient_flow_is_that_of_the_averaged_gradient_of_each_bank(digits, config, factored, penalty, devices):
+    config = dataclasses.replace(config, penalty=penalty, gradient_flow=True)
+    _, gradient, metrics = recorded(config, digits, factored, devices)
+    wanted = {}
+    for bank, leaves in gradient["banks"].items():
+        size = np.abs(np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(leaves)]))
+        wanted |= {f"gradient_mean/{bank}": size.mean(dtype=np.float64), f"gradient_max/{bank}": size.max()}
+    assert set(metrics) == {"loss", "accuracy", "finite", "penalty", *wanted} and len(wanted) == 4
+    for name, value in wanted.items():
+        assert float(metrics[name]) == pytest.approx(float(value), rel=1e-5) and value > 0
+
+
+def test_gradient_flow_goes_over_all_numbers_of_a_bank_wherever_it_is():
+    pair = {"left": jnp.array([1.0, -2.0]), "right": jnp.array([[3.0], [-6.0]])}
+    found = flow({"params": {}, "banks": {"encoder": {"a": pair, "b": {"ring": jnp.array([0.5])}}, "c": {"kernel": jnp.array([-4.0])}}})
+    assert {name: float(value) for name, value in found.items()} == {
+        "gradient_mean/encoder/a": 3.0,
+        "gradient_max/encoder/a": 6.0,
+        "gradient_mean/encoder/b": 0.5,
+        "gradient_max/encoder/b": 0.5,
+        "gradient_mean/c": 4.0,
+        "gradient_max/c": 4.0,
+    }
+    assert flow({"params": {"kernel": jnp.ones(2)}}) == {}
 
 
 def test_images_on_the_device_give_the_same_step(digits, config, network):
