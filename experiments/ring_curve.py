@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--title", default="")
     known = parser.parse_args()
     results = [json.loads(file.read_text()) for file in sorted(known.out.glob("*/result.json"))]
-    rings = [(result["counts"]["banks"], result["last"]["test"]["accuracy"]) for result in results if result["counts"]["banks"]]
+    rings = [(result["counts"]["banks"], result["last"]["test"]["accuracy"]) for result in results if "-rpg" in result["model"]]
     if not rings:
         raise SystemExit(f"no finished run with a ring below {known.out}")
     levels = collections.defaultdict(list)

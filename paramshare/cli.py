@@ -165,7 +165,7 @@ def report(run: "Run", workdir: pathlib.Path, result: dict[str, Any]) -> None:
     if isinstance(run.model, Shared):
         with Checkpoints(workdir / "checkpoints") as checkpoints:
             state, _ = checkpoints.restore(jax.eval_shape(run.init))
-        matrices = similarity(run.model, state.variables)
+        matrices = {name: matrix for name, matrix in similarity(run.model, state.variables).items() if len(matrix) > 1}
         if matrices:  # not where sites differ in shape
             pictures.append(workdir / "similarity.png")
             labels = {bank.name: site_labels(bank.sites) for bank in run.model.layout.banks}

@@ -30,7 +30,7 @@ def orthogonality(variables: Mapping[str, Any], *pools: str, unique: bool = Fals
     in the mean.
 
     Args:
-      variables: `{"banks": ..., "params": ...}` of a `Shared`; other collections are not looked at.
+      variables: `{"banks": ..., "params": ...}` of a `Shared`; other collections, and `Shared`s nested deeper, are not looked at.
       *pools: regular expressions that match whole bank names; none is one pool of all banks of filters.
       unique: whether unique filters are taken in.
 
@@ -52,7 +52,9 @@ def orthogonality(variables: Mapping[str, Any], *pools: str, unique: bool = Fals
     banks = variables.get("banks", {})
     names = [_members(pool, banks) for pool in pools] or [[name for name in banks if _rows(banks[name]) is not None]]
     if not pools and not names[0]:
-        raise PenaltyError(f"orthogonality is asked of a model without banks of filters (FilterBasis, Tied); its banks are {sorted(banks)}")
+        raise PenaltyError(
+            f"orthogonality finds no bank of filters (FilterBasis, Tied) among {sorted(banks)}; pass a Shared's own variables"
+        )
     if unique and "params" not in variables:
         raise PenaltyError("orthogonality(unique=True) needs variables['params'] too, where unique filters are; pass both collections")
     own = variables.get("params", {}).get("coefficients", {})

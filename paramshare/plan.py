@@ -136,7 +136,13 @@ class Plan:
 
         def shapes_of(other: nn.Module) -> dict[str, tuple[int, ...]]:
             if id(other) not in traced:
-                parameters = trace_parameters(other, *example_inputs, **options)
+                if not isinstance(other, nn.Module):
+                    raise PlanError(f"the small model to repeat is {other!r}; give a Flax module, such as Net(width=1)")
+                try:
+                    parameters = trace_parameters(other, *example_inputs, **options)
+                except Exception as error:  # a model may fail on a wrong shape in any way it likes
+                    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                    raise PlanError(f"the small model {type(other).__name__} cannot take the model's example inputs: {reason}") from error
                 traced[id(other)] = {path: leaf.shape for path, leaf in parameters.items()}
             return traced[id(other)]
 

@@ -69,7 +69,7 @@ def similarity_maps(
     for cell in flat[len(matrices) :]:
         cell.axis("off")
     if image is not None:
-        figure.colorbar(image, ax=list(flat), label="|cosine| between layers' coefficients", shrink=0.8)
+        figure.colorbar(image, ax=list(flat), label="|cosine| between layers", shrink=0.8)
     figure.suptitle(title)
     figure.savefig(file, dpi=120)
 

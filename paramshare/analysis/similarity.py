@@ -33,7 +33,7 @@ def similarity(shared: Shared, variables: Mapping[str, Any]) -> dict[str, jax.Ar
     for bank in shared.layout.banks:
         if len({site.shape for site in bank.sites}) != 1:
             continue
-        coefficients = variables["params"]["coefficients"][bank.name]
+        coefficients = variables.get("params", {}).get("coefficients", {}).get(bank.name, {})  # a scheme may have none
         if isinstance(bank.scheme, Soft):
             rows_LxN = coefficients
         else:

@@ -67,10 +67,10 @@ class FilterBasis:
                 f"{self} makes kernels of {self.unique} + {self.shared} = {rank} filters, but {first} is {first.shape}, of "
                 f"{first.shape[-1]}; make the ranks add up to that"
             )
-        if self.bases * self.shared > first.fan_in:
+        if self.bases * self.shared > first.fan_in or rank > first.fan_in:
             raise SchemeError(
-                f"{self} shares {self.bases * self.shared} filters, but a filter of {first} has {first.fan_in} numbers, and no more than "
-                "so many filters are independent; lower the rank"
+                f"{self} shares {self.bases * self.shared} filters and gives a kernel {rank}, but a filter of {first} has {first.fan_in} "
+                "numbers, and no more than so many filters are independent; lower the rank"
             )
         if self.bases > len(sites):
             raise SchemeError(f"{self} has more bases than sites: {len(sites)}, the first of them {first}")

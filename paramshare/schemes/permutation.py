@@ -112,7 +112,7 @@ permute.defvjp(_permute_forward, _permute_backward)
 def _sides(size: int) -> tuple[int, int]:
     """Two numbers near the square root whose product is `size`, or else little more."""
     root = math.isqrt(size)
-    for a in range(root, root // 4, -1):
+    for a in range(root, max(root // 4, 3), -1):  # a side of 2 or 3 would keep too many neighbours together
         if size % a == 0:
             return a, size // a
     a = root if root * root == size else root + 1

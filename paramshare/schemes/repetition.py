@@ -36,8 +36,8 @@ class Repeat:
     (m,)}}`, the numbers of every tile and of the two remainders, of which there is what is needed. m is 2 ("fourier": 6); a site is
     named by its path, with dots for slashes.
 
-    Bases start Xavier-uniform; numbers of n tiles uniform within sqrt(6 / (n + 1)), those of remainders uniform in [0, 1]. In the
-    paper weight decay acts on them too (`Optimizer(decay_coefficients=True)`).
+    Bases start Xavier-uniform; numbers of n tiles uniform within sqrt(6 / (n + 1)), those of remainders uniform in [0, 1]. For
+    weight decay on them too, as on all else in the paper's recipe: `Optimizer(decay_coefficients=True)`.
 
     Args:
       like: a Flax module, called with the same inputs as the model.

@@ -33,7 +33,7 @@ class Ring:
     * "global": the ring, T div N times and T mod N slots more, in one random order over all sites. Slots may repeat in a kernel.
     * "tile": every site reads on from slot 0, in order, without signs: plain reuse, for comparison.
     * "hash": every number of every kernel takes a slot at random: uneven use. For comparison (HashedNets), and for sites that are added
-      later: no other site moves. Its gradient is a scatter-add, not the same bits every time on GPUs; the other modes' is.
+      later: no other site moves. Its gradient is a scatter-add, whose order of additions a GPU does not fix; the other modes have none.
 
     A ring saves storage, optimizer state and gradient traffic, no arithmetic: every kernel is still made and used at full size.
     Gradients are for reverse mode (`jax.grad`); modes "ring" and "global" have no forward mode (`jax.jvp`).

@@ -172,10 +172,10 @@ class Config:
             f"empty, or a positive number for each of the {len(milestones)} milestones",
         )
         require(
-            0 <= self.schedule.warmup_epochs < self.epochs,
+            0 <= self.schedule.warmup_epochs <= self.epochs,
             "schedule.warmup_epochs",
             self.schedule.warmup_epochs,
-            "0 or more, and less than epochs",
+            "0 or more, and at most epochs",
         )
         require(0 <= self.data.validation < 1, "data.validation", self.data.validation, "in [0, 1)")
         penalty = self.penalty.orthogonality

@@ -3,6 +3,7 @@
 import difflib
 import fnmatch
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -46,19 +47,25 @@ def create_model(name: str, num_classes: int | None = None, input_shape: tuple[i
     if unknown:
         raise ModelError(f"{name} has no option {unknown[0]!r}; its options are {', '.join(family.options)}")
     stem = options.get("stem")
+    if not isinstance(input_shape, Sequence | None):
+        raise ModelError(f"{name}: input_shape={input_shape!r}; give (height, width, channels), each 1 or more")
     shape = tuple(input_shape) if input_shape is not None else default_input_shape(name, stem)
-    if len(shape) != 3 or min(shape) < 1:
+    if len(shape) != 3 or not all(isinstance(size, int) and size > 0 for size in shape):
         raise ModelError(f"{name}: input_shape={shape}; give (height, width, channels), each 1 or more")
     if "stem" in family.options and stem is None:
         stem = options["stem"] = "cifar" if min(shape[:2]) < 64 else "imagenet"
     if num_classes is None:
         num_classes = 1000 if family.input_shape == LARGE and stem != "cifar" else 10
-    if num_classes < 1:
+    if type(num_classes) is not int or num_classes < 1:
         raise ModelError(f"{name}: num_classes={num_classes}; a classifier has at least one output")
     try:
         model, plan = family.build(numbers, num_classes=num_classes, **options)
-        return model if plan is None else share(model, plan, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    except ValueError as error:
+        image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        if plan is not None:
+            return share(model, plan, image)
+        jax.eval_shape(lambda x: model.init(jax.random.key(0), x), image)  # or what cannot be would only show in use
+        return model
+    except (ValueError, TypeError) as error:
         raise ModelError(f"{name}: {error}") from None
 
 
@@ -95,11 +102,16 @@ def _find(name: str) -> tuple[Family, dict[str, Any]]:
         if numbers is not None and family.accepts(numbers):
             return family, numbers
     head = re.split(r"\d", name)[0].rstrip("-")
+    near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.3)
+    fits = [family for family in FAMILIES if family.parse(name) is not None]
+    if fits:
+        about = " or ".join(f"{family.about}, such as {family.examples[0]}" for family in fits)
+        raise ModelError(f"there is no network {name!r}; names of the form {fits[0].form} are: {about}; nearest: {', '.join(near)}")
     same = [family for family in FAMILIES if "{" in family.form and re.split(r"\d|-?\{", family.form)[0] == head]
     if same:
-        forms = sorted({family.form for family in same})
-        raise ModelError(f"malformed model name {name!r}; names are of the form {' or '.join(forms)}, such as {same[-1].examples[0]}")
-    near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.3)
+        forms = difflib.get_close_matches(name, sorted({family.form for family in same}), n=2, cutoff=0)
+        example = next(family.examples[0] for family in reversed(same) if family.form == forms[0])
+        raise ModelError(f"malformed model name {name!r}; names are of the form {' or '.join(forms)}, such as {example}")
     raise ModelError(
         f"unknown model {name!r}; nearest: {', '.join(near)}" if near else f"unknown model {name!r}; `list_models()` lists them"
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import paramshare
-from paramshare import Plan, Rule, Shared, Soft
+from paramshare import FilterBasis, Plan, Repeat, Ring, Rule, Shared, Soft, Tied, share
 
 
 def shared(layers: int, templates: int) -> Shared:
@@ -63,3 +63,29 @@ def test_a_matrix_a_bank_under_jit():
     assert {name: matrix.shape for name, matrix in matrices.items()} == {f"stage{i}": (2, 2) for i in (1, 2, 3)}
     for matrix in matrices.values():  # L = k: orthogonal rows
         chex.assert_trees_all_close(matrix, jnp.eye(2), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        Soft(2),
+        Tied(),
+        FilterBasis(8),
+        FilterBasis(6, 2),
+        Ring(50),
+        Repeat(base=(4, 4)),
+        Repeat(base=(8, 8)),
+        Repeat(base=(2, 8), transform="linear"),
+    ],
+)
+def test_every_scheme_has_a_similarity(scheme):
+    model = nn.Sequential([nn.Dense(8) for _ in range(3)])
+    x = jnp.ones((1, 8))
+    network = share(model, Plan(Rule(".*/kernel", scheme, bank="b")), x)
+    variables = network.init(jax.random.key(0), x)
+    rows = np.stack([np.ravel(layer["kernel"]) for layer in network.expand(variables)["params"].values()])
+    cosines = np.abs(rows @ rows.T) / np.outer(np.linalg.norm(rows, axis=1), np.linalg.norm(rows, axis=1))
+    found = paramshare.similarity(network, variables)["b"]
+    if not isinstance(scheme, Soft):  # whose coefficients are looked at
+        np.testing.assert_allclose(found, cosines, atol=1e-6)
+    assert found.shape == (3, 3)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import paramshare
-from paramshare import Plan, PlanError, Repeat, Rule, Site
+from paramshare import Plan, Repeat, Rule, Site
 
 KEY = jax.random.key(0, impl="rbg")  # compiles faster than the default
 NUMBERS = {"swish": 2, "fourier": 6, "linear": 0}

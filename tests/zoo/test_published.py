@@ -215,7 +215,7 @@ def test_the_stem_follows_the_images(name):
         ("resnet34-s0u0", {}, "resnet34-s0u0: a basis of no filters"),
         ("resnet34-s600u0", {}, "600"),
         ("resnet32-s200u1", {}, "201"),
-        ("resnet32-s100u1-double", {}, "shares 200 filters, but a filter of stage1/block2/basis1/kernel has 144 numbers"),
+        ("resnet32-s100u1-double", {}, "shares 200 filters .* a filter of stage1/block2/basis1/kernel has 144 numbers"),
         ("resnet8-s16u1", {}, "one block a stage has nothing to share"),
         ("resnet21", {}, r"depth 6 n \+ 2 .*got 21, nearest are 20 and 26"),
         ("resnet18-rpg-0", {}, r"Ring\(size=0\): size must be an integer, 1 or more"),
@@ -226,12 +226,24 @@ def test_the_stem_follows_the_images(name):
         ("resnet50-s16u1", {}, "malformed|nearest|names are of the form|factored"),
         ("resnext50-s64u3", {}, "resnext50-s64u3: .*4"),
         ("resnet20", {"stem": "cifar"}, "resnet20 has no option 'stem'; its options are dtype, axis_name"),
-        ("resnet18", {"stem": "mnist"}, "stem='mnist'"),
+        ("resnet18", {"stem": "mnist"}, "resnet18: stem='mnist'"),
+        ("vgg12", {}, "vgg12: .*12"),
+        ("vgg11", {"input_shape": (8, 8, 1)}, "vgg11: .*8"),
+        ("vgg11", {"input_shape": 5}, "vgg11: input_shape=5"),
+        ("vgg11", {"input_shape": ("a", 1, 2)}, "vgg11: input_shape="),
+        ("vgg11", {"num_classes": "ten"}, "vgg11: num_classes=ten"),
+        ("vgg11", {"num_classes": 10.0}, "vgg11: num_classes=10.0"),
+        ("vgg11", {"dtype": "foo"}, "vgg11: .*foo"),
+        (
+            "resnet20-rpg",
+            {},
+            "no network 'resnet20-rpg'; names of the form resnet{depth}-rpg are: .*resnet18-rpg; nearest: .*resnet20-rpg-10000",
+        ),
+        ("resnet18-shared", {}, "no network 'resnet18-shared'.* bottleneck networks .* resnet50-shared"),
     ],
 )
 def test_networks_that_cannot_be(name, options, said):
     with pytest.raises(ModelError) as caught:
-        model = paramshare.create_model(name, **options)
-        jax.eval_shape(lambda x: model.init(jax.random.key(0), x), images(name))
+        paramshare.create_model(name, **options)
     assert re.search(said, str(caught.value)), str(caught.value)
     assert "\n" not in str(caught.value)
