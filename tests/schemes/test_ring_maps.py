@@ -104,6 +104,13 @@ def test_hash_uses_slots_as_chance_has_it():
     assert abs(chi2 - 999) < 5 * math.sqrt(2 * 999)
 
 
+def test_global_draws_the_slots_that_serve_once_more():
+    size = 10_000
+    slots, _ = read(Ring(size, "global"), sites(*WIDE))
+    more = uses(slots, size) > sum(map(len, slots)) // size
+    assert abs(np.corrcoef(more, np.arange(size))[0, 1]) < 5 / math.sqrt(size)
+
+
 def test_global_repeats_slots_in_a_kernel_as_drawing_from_the_pool_does():
     size = 10_000
     slots, _ = read(Ring(size, "global"), sites(*WIDE))
