@@ -53,7 +53,7 @@ def orthogonality(variables: Mapping[str, Any], *pools: str, unique: bool = Fals
     names = [_members(pool, banks) for pool in pools] or [[name for name in banks if _rows(banks[name]) is not None]]
     if not pools and not names[0]:
         raise PenaltyError(
-            f"orthogonality finds no bank of filters (FilterBasis, Tied) among {sorted(banks)}; pass a Shared's own variables"
+            f"orthogonality is asked of variables without banks of filters (FilterBasis, Tied); its banks are {sorted(banks)}"
         )
     if unique and "params" not in variables:
         raise PenaltyError("orthogonality(unique=True) needs variables['params'] too, where unique filters are; pass both collections")

@@ -69,7 +69,7 @@ class FilterBasis:
             )
         if self.bases * self.shared > first.fan_in or rank > first.fan_in:
             raise SchemeError(
-                f"{self} shares {self.bases * self.shared} filters and gives a kernel {rank}, but a filter of {first} has {first.fan_in} "
+                f"{self} shares {self.bases * self.shared} filters, but a filter of {first} has {first.fan_in} "
                 "numbers, and no more than so many filters are independent; lower the rank"
             )
         if self.bases > len(sites):
