@@ -19,7 +19,7 @@ import sys
 
 import jax
 
-from paramshare.cli import override
+from paramshare.cli import override, run_told
 from paramshare.training.config import load_file
 from paramshare.training.loop import train
 
@@ -73,4 +73,4 @@ def _mean(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_told(main))

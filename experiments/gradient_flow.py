@@ -16,7 +16,7 @@ import sys
 
 from paramshare import create_model
 from paramshare.analysis.pictures import gradient_flow
-from paramshare.cli import override
+from paramshare.cli import override, run_told
 from paramshare.training.config import Penalty, load_file
 from paramshare.training.loop import fit
 from paramshare.training.metrics import read_metrics
@@ -64,4 +64,4 @@ def _of(lines: list[dict], what: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_told(main))

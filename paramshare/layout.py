@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from paramshare.schemes import Bank, Coefficients, Scheme, Site
+from paramshare.schemes import Bank, Coefficients, Scheme, SchemeError, Site
 
 
 class PlanError(ValueError):
@@ -134,6 +134,43 @@ class Layout:
             return kept
 
         return walk(params, "")
+
+    def read(self, params: Mapping[str, Any]) -> dict[str, tuple[jax.Array, ...]]:
+        """The sites' weights as they stand in a plain model's `params`: for every bank, in the order of its sites.
+
+        Raises:
+          PlanError: if a site is not there, or has another shape.
+        """
+
+        def weight(site: Site) -> jax.Array:
+            node: Any = params
+            for name in site.path.split("/"):
+                if not isinstance(node, Mapping) or name not in node:
+                    raise PlanError(f"no parameter {site.path!r} among the variables; pass those of the plain model that the plan is for")
+                node = node[name]
+            found = node if site.index is None else jnp.take(node, site.index, axis=site.stack_axis)
+            if jnp.shape(found) != site.shape:
+                raise PlanError(f"parameter {site} is of shape {jnp.shape(found)}, the plan's model wants {site.shape}")
+            return found
+
+        return {bank.name: tuple(weight(site) for site in bank.sites) for bank in self.banks}
+
+    def with_schemes(self, schemes: Mapping[str, Scheme]) -> "Layout":
+        """The same banks and sites, some of them with another scheme.
+
+        Raises:
+          PlanError: if there is no bank of a name, or its sites do not fit the scheme.
+        """
+        for name, scheme in schemes.items():
+            if name not in list(self):
+                raise PlanError(f"no bank {name!r}; the banks are {list(self)}")
+            try:
+                scheme.check(self[name].sites)
+            except SchemeError as error:
+                raise PlanError(f"bank {name!r}: {error}") from error
+        return dataclasses.replace(
+            self, banks=tuple(SharedBank(bank.name, schemes.get(bank.name, bank.scheme), bank.sites) for bank in self.banks)
+        )
 
     def describe(self) -> str:
         """A table: who shares what, and what it saves."""

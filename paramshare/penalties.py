@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from paramshare.schemes.interface import UNIQUE
+from paramshare.schemes.soft import cosines
 
 
 class PenaltyError(ValueError):
@@ -20,7 +21,7 @@ def orthogonality(variables: Mapping[str, Any], *pools: str, unique: bool = Fals
     .. math:: \sum_g \|B_g B_g^T - I\|_F^2 / \sum_g n_g^2
 
     The n_g rows of B_g are the flattened filters of bank g, not normalised: of a `FilterBasis` the shared ones, of all its bases, stacked
-    ("double"); of `Tied` the whole kernel's. Several pools give a mean each; these are added (the paper's "++" networks). The paper
+    ("double"); of `Tied` those of all its kernels. Several pools give a mean each; these are added (the paper's "++" networks). The paper
     weighs the penalty by 10.
 
     Where filters outnumber their own numbers they cannot be orthonormal, and the penalty has a floor above zero.
@@ -42,8 +43,8 @@ def orthogonality(variables: Mapping[str, Any], *pools: str, unique: bool = Fals
 
     Example:
       >>> import jax.numpy as jnp, paramshare
-      >>> banks = {"stage1": {"kernel": jnp.eye(4, 6)}, "stage2": {"kernel": 2 * jnp.eye(3)}}  # a floor of 2; three squares of 4 - 1
-      >>> float(paramshare.orthogonality({"banks": banks}))  # (2 + 27) / (36 + 9)
+      >>> banks = {"stage1": {"kernels": jnp.eye(4, 6)[None]}, "stage2": {"kernels": 2 * jnp.eye(3)[None]}}
+      >>> float(paramshare.orthogonality({"banks": banks}))  # (2 + 27) / (36 + 9): a floor of 2; three squares of 4 - 1
       0.6444...
 
     References:
@@ -69,13 +70,66 @@ def orthogonality(variables: Mapping[str, Any], *pools: str, unique: bool = Fals
     return jnp.asarray(total)
 
 
-def _members(pool: str, banks: Mapping[str, Any]) -> list[str]:
+def recurrence(variables: Mapping[str, Any], *pools: str) -> jax.Array:
+    r"""How far layers are from using the same kernels: what is missing from their similarity, over all pairs of layers of every bank.
+
+    .. math:: \sum_{banks} \sum_{ij} (1 - S_{ij})
+
+    with S the layer similarity matrix of soft sharing's coefficients (`paramshare.similarity`). Its gradient is that of -\sum S_ij,
+    which the paper adds with weight .01 in its algorithmic task; it is 0 where all layers of a bank are one kernel up to signed scales.
+    It acts on coefficients only. Rows of zeros, and pairs of orthogonal rows (the kink of |.|), have gradient 0.
+
+    Args:
+      variables: `{"banks": ..., "params": ...}` of a `Shared`; other collections, and `Shared`s nested deeper, are not looked at.
+      *pools: regular expressions that match whole names of banks; none takes all banks of templates.
+
+    Returns:
+      A scalar.
+
+    Raises:
+      PenaltyError: if a pool matches no bank, or a bank without templates; or if there is no bank of templates at all.
+
+    Example:
+      >>> import jax.numpy as jnp, paramshare
+      >>> rows = jnp.array([[1.0, 0.0], [-2.0, 0.0], [0.0, 1.0]])  # the first two layers use one kernel
+      >>> banks = {"stage1": {"templates": jnp.ones((2, 9))}}
+      >>> float(paramshare.recurrence({"banks": banks, "params": {"coefficients": {"stage1": rows}}}))  # 4 of 9 pairs are not alike
+      4.0
+
+    References:
+      Savarese & Maire, ICLR 2019, arXiv:1902.09701
+    """
+    banks, own = variables.get("banks", {}), variables.get("params", {}).get("coefficients", {})
+
+    def soft(name: str) -> bool:
+        return isinstance(banks[name], Mapping) and "templates" in banks[name]
+
+    names = [name for name in banks if soft(name)]
+    if not pools and not names:
+        raise PenaltyError(f"recurrence is asked of variables without banks of templates (Soft); its banks are {sorted(banks)}")
+    if pools:
+        names = list(dict.fromkeys(name for pool in pools for name in _matching("recurrence", pool, banks)))
+    for name in names:
+        if not soft(name):
+            raise PenaltyError(f"recurrence: bank {name!r} holds {sorted(banks[name])}, no templates; leave it out of the pool")
+        if name not in own:
+            raise PenaltyError(f"recurrence needs the coefficients of bank {name!r}, in variables['params']; pass both collections")
+    return jnp.asarray(sum(jnp.sum(1 - cosines(own[name])) for name in names))
+
+
+def _matching(penalty: str, pool: str, banks: Mapping[str, Any]) -> list[str]:
+    """The banks whose whole name a regular expression matches."""
     try:
         found = [name for name in banks if re.fullmatch(pool, name)]
     except (re.error, TypeError) as error:
-        raise PenaltyError(f"orthogonality: pool {pool!r} is not a regular expression: {error}") from None
+        raise PenaltyError(f"{penalty}: pool {pool!r} is not a regular expression: {error}") from None
     if not found:
-        raise PenaltyError(f"orthogonality: pool {pool!r} matches no bank; the banks are {sorted(banks)}")
+        raise PenaltyError(f"{penalty}: pool {pool!r} matches no bank; the banks are {sorted(banks)}")
+    return found
+
+
+def _members(pool: str, banks: Mapping[str, Any]) -> list[str]:
+    found = _matching("orthogonality", pool, banks)
     for name in found:
         if _rows(banks[name]) is None:
             raise PenaltyError(f"orthogonality: bank {name!r} holds {sorted(banks[name])}, no filters; leave it out of the pool")
@@ -86,11 +140,10 @@ def _rows(bank: Any) -> jax.Array | None:
     """(n, P): a bank's filters, flattened; None if it has none."""
     if not isinstance(bank, Mapping):
         return None
-    if "filters" in bank:
-        filters = jnp.moveaxis(bank["filters"], -1, 1)
-        return filters.reshape(filters.shape[0] * filters.shape[1], -1)
-    if "kernel" in bank:
-        return jnp.moveaxis(bank["kernel"], -1, 0).reshape(bank["kernel"].shape[-1], -1)
+    for name in ("filters", "kernels"):
+        if name in bank:
+            filters = jnp.moveaxis(bank[name], -1, 1)
+            return filters.reshape(filters.shape[0] * filters.shape[1], -1)
     return None
 
 

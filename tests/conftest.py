@@ -1,6 +1,16 @@
 """The whole suite runs on four host devices, with rank promotion and implicit dtype promotion as errors."""
 
+import atexit
 import os
+import shutil
+import tempfile
+
+# Many tests compile the same step, in processes of their own: the first one's work is kept for the others, until the suite ends.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    place = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="paramshare-tests-")
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 # Before JAX starts its backends. An accelerator is used on request: JAX_PLATFORMS=cuda pytest.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

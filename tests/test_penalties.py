@@ -41,7 +41,7 @@ def orthonormal(p: int, n: int) -> np.ndarray:
 
 
 def tied(*kernels: Any) -> dict:
-    return {"banks": {f"stage{i}": {"kernel": jnp.asarray(kernel)} for i, kernel in enumerate(kernels)}}
+    return {"banks": {f"stage{i}": {"kernels": jnp.asarray(kernel)[None]} for i, kernel in enumerate(kernels)}}
 
 
 def test_one_basis_a_stage_is_one_mean_over_all_stages():
@@ -62,7 +62,9 @@ def test_two_bases_of_a_stage_are_stacked():
 def test_pools_have_a_mean_each_and_are_added():
     """The "++" networks: the 3x3 of all stages, and apart from them the 1x1 of all stages."""
     convs, expansions = [draw(3, 3, 4, 4), draw(3, 3, 6, 6)], [draw(4, 16), draw(6, 24)]
-    banks = {f"conv-{i}": {"kernel": k} for i, k in enumerate(convs)} | {f"expand-{i}": {"kernel": k} for i, k in enumerate(expansions)}
+    banks = {f"conv-{i}": {"kernels": k[None]} for i, k in enumerate(convs)} | {
+        f"expand-{i}": {"kernels": k[None]} for i, k in enumerate(expansions)
+    }
     first, second = (sum(squares(rows(k)) for k in ks) / sum(k.shape[-1] ** 2 for k in ks) for ks in (convs, expansions))
     np.testing.assert_allclose(orthogonality({"banks": banks}, r"conv-\d", r"expand-\d"), first + second, rtol=CLOSE)
     np.testing.assert_allclose(orthogonality({"banks": banks}, r"expand-\d"), second, rtol=CLOSE)
@@ -72,8 +74,8 @@ def test_pools_have_a_mean_each_and_are_added():
 
 
 def test_pools_match_whole_names():
-    banks = {"stage1": {"kernel": draw(4, 4)}, "stage10": {"kernel": draw(4, 4)}}
-    np.testing.assert_allclose(orthogonality({"banks": banks}, "stage1"), squares(rows(banks["stage1"]["kernel"])) / 16, rtol=CLOSE)
+    banks = {"stage1": {"kernels": draw(1, 4, 4)}, "stage10": {"kernels": draw(1, 4, 4)}}
+    np.testing.assert_allclose(orthogonality({"banks": banks}, "stage1"), squares(rows(banks["stage1"]["kernels"][0])) / 16, rtol=CLOSE)
 
 
 @pytest.mark.parametrize("bases", [1, 2])
@@ -86,7 +88,10 @@ def test_unique_filters_are_counted_as_in_the_reference(bases):
     assert counted.sum() == 6 * bases * (6 * bases + 8) + 4 * 2 * 2
     found = np.sum((all_rows @ all_rows.T - np.eye(len(layer)))[counted] ** 2)
     variables = {
-        "banks": {"stage1": {"filters": jnp.asarray(shared)}, "stage2": {"kernel": jnp.asarray(plain)}},  # the second has no unique ones
+        "banks": {
+            "stage1": {"filters": jnp.asarray(shared)},
+            "stage2": {"kernels": jnp.asarray(plain)[None]},
+        },  # the second has no unique ones
         "params": {"coefficients": {"stage1": {"unique": jnp.asarray(own)}}, "model": {}},
     }
     wanted = (found + squares(rows(plain))) / (counted.sum() + 25)
@@ -151,7 +156,7 @@ def test_no_filters_are_below_the_floor():
 def both(bases: int = 2) -> dict:
     """Variables with filters, unique ones among them, and pools."""
     return {
-        "banks": {"a": {"filters": draw(bases, 3, 3, 2, 3)}, "b": {"kernel": draw(3, 7)}},
+        "banks": {"a": {"filters": draw(bases, 3, 3, 2, 3)}, "b": {"kernels": draw(1, 3, 7)}},
         "params": {"coefficients": {"a": {"unique": draw(4, 3, 3, 2, 2)}}, "model": {"bias": draw(3)}},
         "batch_stats": {"model": {"mean": draw(3)}},
     }
@@ -222,7 +227,7 @@ def init(*rules: Rule, model: nn.Module | None = None) -> dict:
 
 def test_banks_without_filters_are_passed_over():
     variables = init(*OTHERS, *FILTERS)
-    basis, kernel = (rows(variables["banks"]["basis"]["filters"][0]), rows(variables["banks"]["tied"]["kernel"]))
+    basis, kernel = (rows(variables["banks"]["basis"]["filters"][0]), rows(variables["banks"]["tied"]["kernels"][0]))
     np.testing.assert_allclose(orthogonality(variables), (squares(basis) + squares(kernel)) / (36 + 64), rtol=CLOSE)
 
 

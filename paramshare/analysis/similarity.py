@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from paramshare.schemes import Soft
+from paramshare.layout import Layout, SharedBank
+from paramshare.schemes import Site, Soft
+from paramshare.schemes.soft import cosines
 from paramshare.shared import Shared
 
 
@@ -15,32 +17,60 @@ def similarity(shared: Shared, variables: Mapping[str, Any]) -> dict[str, jax.Ar
 
     .. math:: S_{ij} = |\langle a_i, a_j \rangle| / (\|a_i\| \|a_j\|)
 
-    where a_i are the coefficients of layer i (soft sharing), or the layer's expanded kernel (any other scheme whose sites have one
-    shape). S_ij = 1 means that two layers use the same kernel up to a scale, which may be negative. A row of zeros is similar to
-    nothing, itself included.
+    where a_i are the coefficients of layer i (soft sharing), or the layer's kernel (any other scheme, and a network that shares nothing).
+    S_ij = 1 means that two layers use the same kernel up to a scale, which may be negative. A row of zeros is similar to nothing, itself
+    included.
 
     Args:
       shared: the shared model.
-      variables: its variables.
+      variables: its variables; or the plain model's own, without `banks`: then the plan only says which kernels to compare.
 
     Returns:
-      `{bank: (L, L)}`, values in [0, 1], layers in the order of the bank's sites. Banks whose sites differ in shape are left out.
+      `{name: (L, L)}`, values in [0, 1]; the names, and whose layers they are, as `layers` gives them.
+
+    Raises:
+      PlanError: if the variables are of another model.
+
+    Example:
+      >>> import jax, paramshare
+      >>> shared = paramshare.create_model("swrn-16-1-1", input_shape=(8, 8, 3))
+      >>> variables = shared.init(jax.random.key(0), jax.numpy.zeros((1, 8, 8, 3)))
+      >>> {name: matrix.shape for name, matrix in paramshare.similarity(shared, variables).items()}
+      {'stage1': (2, 2), 'stage2': (2, 2), 'stage3': (2, 2)}
 
     References:
       Savarese & Maire, ICLR 2019, section 3.2.
     """
-    matrices = {}
+    dense = None if "banks" in variables else shared.layout.read(variables.get("params", {}))
+    matrices, named = {}, layers(shared.layout)
     for bank in shared.layout.banks:
-        if len({site.shape for site in bank.sites}) != 1:
-            continue
-        coefficients = variables.get("params", {}).get("coefficients", {}).get(bank.name, {})  # a scheme may have none
-        if isinstance(bank.scheme, Soft):
-            rows_LxN = coefficients
-        else:
-            kernels = bank.scheme.expand(variables["banks"][bank.name], coefficients, bank.sites)
-            rows_LxN = jnp.stack([kernel.reshape(-1) for kernel in kernels])
-        length_Lx1 = jnp.linalg.norm(rows_LxN, axis=1, keepdims=True)
-        unit_LxN = rows_LxN / jnp.where(length_Lx1 == 0, 1, length_Lx1)
-        products_LxL = jnp.matmul(unit_LxN, unit_LxN.T, precision=jax.lax.Precision.HIGHEST)
-        matrices[bank.name] = jnp.clip(jnp.abs(products_LxL), 0, 1)
-    return matrices
+        rows = dict(zip(bank.sites, dense[bank.name] if dense else rows_of(bank, variables), strict=True))
+        for name, sites in named.items():
+            if set(sites) <= set(bank.sites):
+                matrices[name] = cosines(jnp.stack([rows[site].reshape(-1) for site in sites]))
+    return {name: matrices[name] for name in named}
+
+
+def layers(layout: Layout) -> dict[str, tuple[Site, ...]]:
+    """The layers of every similarity matrix: a bank's sites, under the bank's name.
+
+    Where a bank's sites differ in shape, every shape of two sites or more has a matrix, "BANK 3x3x16x16".
+    """
+    found = {}
+    for bank in layout.banks:
+        shapes = list(dict.fromkeys(site.shape for site in bank.sites))
+        for shape in shapes:
+            sites = tuple(site for site in bank.sites if site.shape == shape)
+            if len(shapes) == 1:
+                found[bank.name] = sites
+            elif len(sites) > 1:
+                found[f"{bank.name} {'x'.join(map(str, shape))}"] = sites
+    return found
+
+
+def rows_of(bank: SharedBank, variables: Mapping[str, Any]) -> tuple[jax.Array, ...]:
+    """What the layers of a bank are compared by: rows of coefficients (soft sharing), else kernels."""
+    coefficients = variables.get("params", {}).get("coefficients", {}).get(bank.name, {})  # a scheme may have none
+    if isinstance(bank.scheme, Soft):
+        return tuple(coefficients)
+    return bank.scheme.expand(variables["banks"][bank.name], coefficients, bank.sites)

@@ -1,11 +1,11 @@
-"""Shared filter bases: part of every kernel's filters, or all of them, are the same tensors in many layers."""
+"""Shared filter bases: part of every kernel's filters are the same tensors in many layers."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 
-from paramshare.schemes.initial import Fan, check_variance, orthogonal, standard_deviation
+from paramshare.schemes.initial import orthogonal, standard_deviation
 from paramshare.schemes.interface import UNIQUE, SchemeError, Site, bank_dtype, check_arrays, check_count, check_equal_shapes, check_flag
 
 
@@ -124,62 +124,3 @@ class FilterBasis:
     def _he(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
         """Filters, several kernels of them along the first axis, normal with variance 2 / fan_out of one kernel."""
         return standard_deviation(Site("", shape[1:]), 2.0, "fan_out") * jax.random.normal(key, shape, dtype)
-
-
-@dataclasses.dataclass(frozen=True)
-class Tied:
-    r"""One kernel for all sites. The bank is `{"kernel": shape}`; there are no coefficients.
-
-    Args:
-      orthonormal: whether the kernel's filters (its last axis counts them) start as rows of one (semi-)orthogonal matrix, instead of
-        normal with variance `scale / fan`.
-      scale: of the initial variance: 2 is He's, 1 LeCun's (Flax's default).
-      fan: "fan_out" or "fan_in".
-
-    Raises:
-      SchemeError: if scale or fan is not a legal one.
-
-    Example:
-      >>> import jax
-      >>> from paramshare import Site, Tied
-      >>> sites = (Site("block2/conv/kernel", (3, 3, 8, 8)), Site("block3/conv/kernel", (3, 3, 8, 8)))
-      >>> bank, coefficients = Tied().init(jax.random.key(0), sites)
-      >>> first, second = Tied().expand(bank, coefficients, sites)
-      >>> bool((first == second).all())
-      True
-
-    References:
-      Kang & Kim, NeurIPS 2021, arXiv:2006.05066: what ResNet50-Shared and MobileNetV2-Shared do with convolutions that they have already.
-    """
-
-    orthonormal: bool = False
-    scale: float = 2.0
-    fan: Fan = "fan_out"
-
-    def __post_init__(self):
-        check_variance("Tied", self.scale, self.fan)
-        check_flag("Tied", "orthonormal", self.orthonormal)
-
-    def check(self, sites: tuple[Site, ...]) -> None:
-        """Raises `SchemeError` unless all sites have one shape."""
-        check_equal_shapes(sites, self)
-
-    def init(self, key: jax.Array, sites: tuple[Site, ...]) -> tuple[dict[str, jax.Array], dict]:
-        """Draws the kernel."""
-        self.check(sites)
-        site, dtype = sites[0], bank_dtype(sites)
-        if self.orthonormal:
-            rows = orthogonal(key, site.shape[-1], site.fan_in, dtype)
-            return {"kernel": jnp.moveaxis(rows.reshape(site.shape[-1], *site.shape[:-1]), 0, -1)}, {}
-        return {"kernel": standard_deviation(site, self.scale, self.fan) * jax.random.normal(key, site.shape, dtype)}, {}
-
-    def expand(self, bank: dict[str, jax.Array], coefficients: dict, sites: tuple[Site, ...]) -> tuple[jax.Array, ...]:
-        """The kernel, as often as there are sites; `SchemeError` if it is not of their shape."""
-        check_arrays(self, "a bank", bank, {"kernel": sites[0].shape})
-        return tuple(bank["kernel"].astype(site.dtype) for site in sites)
-
-    def from_dense(self, kernels: tuple[jax.Array, ...], sites: tuple[Site, ...]) -> tuple[dict[str, jax.Array], dict]:
-        """The mean of the kernels, the nearest to all of them in the sum of squares; `SchemeError` if they have not the sites' shape."""
-        self.check(sites)
-        check_arrays(self, "kernels", tuple(kernels), tuple(site.shape for site in sites))
-        return {"kernel": jnp.mean(jnp.stack([jnp.asarray(kernel, bank_dtype(sites)) for kernel in kernels]), axis=0)}, {}

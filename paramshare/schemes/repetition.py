@@ -225,7 +225,7 @@ class Repeat:
 def _name(site: Site) -> str:
     # Dots, for tools that join the keys of a tree by slashes; and no name that means something else in other banks and coefficients.
     name = str(site).replace("/", ".")
-    return f".{name}" if name in ("kernel", "filters", UNIQUE) else name
+    return f".{name}" if name in ("kernels", "filters", UNIQUE) else name
 
 
 def _one(shape: tuple[int, ...], site: Site) -> tuple[int, ...]:

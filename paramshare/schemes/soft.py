@@ -106,3 +106,15 @@ class Soft:
         if size < k:  # kernels of fewer than k numbers: exact; the templates left over are zero, their coefficients are not, so they train
             singular_R, right_RxP = jnp.pad(singular_R, (0, k - size)), jnp.pad(right_RxP, ((0, k - size), (0, 0)))
         return {"templates": singular_R[:k, None] * right_RxP[:k]}, left_LxR[:, :k]
+
+
+def cosines(rows_LxN: jax.Array) -> jax.Array:
+    """|cosine| between rows, (L, L); 0 for rows of zeros.
+
+    Has a gradient everywhere: 0 at rows of zeros, and for two rows that are orthogonal, at the kink of |.|.
+    """
+    # The square root's own gradient at 0 is infinite: zero rows take another path, which no gradient comes back by.
+    squares_Lx1 = jnp.sum(rows_LxN**2, axis=1, keepdims=True)
+    zero_Lx1 = squares_Lx1 == 0
+    unit_LxN = jnp.where(zero_Lx1, 0, rows_LxN) / jnp.sqrt(jnp.where(zero_Lx1, 1, squares_Lx1))
+    return jnp.clip(jnp.abs(jnp.matmul(unit_LxN, unit_LxN.T, precision=jax.lax.Precision.HIGHEST)), 0, 1)

@@ -1,6 +1,5 @@
-"""Filter bases and tied kernels as Kang & Kim publish them: what stands where in a kernel, how banks start, what decays."""
+"""Filter bases as Kang & Kim publish them: what stands where in a kernel, how banks start, what decays."""
 
-import dataclasses
 import math
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 import paramshare
-from paramshare import FilterBasis, Plan, PlanError, Rule, SchemeError, Shared, Site, Soft, Tied
+from paramshare import FilterBasis, Plan, PlanError, Rule, SchemeError, Shared, Site, Soft
 from paramshare.schemes import Scheme
 
 KEY = jax.random.key(0, impl="rbg")  # compiles faster than the default
@@ -116,7 +115,7 @@ def test_everything_comes_from_the_key():
     def draw(scheme: Scheme, seed: int):
         return jax.tree.leaves(scheme.init(jax.random.key(seed, impl="rbg"), sites(4)))
 
-    for scheme in (FilterBasis(6, 2), FilterBasis(6, 2, orthonormal=False), Tied(), Tied(orthonormal=True)):
+    for scheme in (FilterBasis(6, 2), FilterBasis(6, 2, orthonormal=False)):
         assert all(np.array_equal(a, b) for a, b in zip(draw(scheme, 0), draw(scheme, 0), strict=True))
         assert not any(np.allclose(a, b) for a, b in zip(draw(scheme, 0), draw(scheme, 1), strict=True))
 
@@ -201,8 +200,6 @@ IMPOSSIBLE = {
     ),
     "two bases above it together": (FilterBasis(4, bases=2), sites(2, (7, 4)), "shares 8 filters, but a filter of layer0/kernel has 7"),
     "more bases than sites": (FilterBasis(4, 4, bases=3), sites(2), "more bases than sites: 2, the first of them layer0/kernel"),
-    "tied, no site": (Tied(), (), "at least one site"),
-    "tied, two shapes": (Tied(), (*sites(1), Site("odd/kernel", (3, 3, 8, 4))), r"layer0/kernel is .* and odd/kernel is \(3, 3, 8, 4\)"),
 }
 
 
@@ -245,48 +242,3 @@ def test_foreign_arrays_are_told():
     ):
         with pytest.raises(SchemeError, match=said):
             scheme.expand(*arrays, where)
-    with pytest.raises(SchemeError, match="wants a bank of shapes"):
-        Tied().expand({"kernel": jnp.ones((3, 3, 8, 4))}, {}, where)
-
-
-@pytest.mark.parametrize(("shape", "wide"), [((3, 3, 4, 8), True), ((6, 6), True), ((1, 1, 5, 20), False)])
-@pytest.mark.parametrize(("dtype", "atol"), [("float32", 2e-6), ("float64", 4e-15)])
-def test_tied_kernels_start_orthonormal_on_the_shorter_side(shape, wide, dtype, atol):
-    """Filters that outnumber their own numbers (an expansion p -> 4p): the numbers, over all filters, are orthonormal."""
-    with jax.enable_x64(dtype == "float64"):
-        bank, own = Tied(orthonormal=True).init(KEY, sites(3, shape, dtype))
-    assert own == {}
-    filters_NxP = rows(bank["kernel"])
-    gram = filters_NxP @ filters_NxP.T if wide else filters_NxP.T @ filters_NxP
-    np.testing.assert_allclose(gram, np.eye(min(filters_NxP.shape)), atol=atol)
-
-
-@pytest.mark.parametrize(
-    ("scheme", "variance"),
-    [(Tied(), 2 / (9 * 48)), (Tied(scale=1.0, fan="fan_in"), 1 / (9 * 64)), (Tied(scale=0.5), 0.5 / (9 * 48))],
-    ids=str,
-)
-def test_tied_kernels_start_normal_with_the_variance_asked_for(scheme, variance):
-    bank, _ = scheme.init(KEY, sites(2, (3, 3, 64, 48)))
-    assert_he_normal(bank["kernel"], variance)
-
-
-def test_tied_kernels_are_one_kernel_in_every_layer():
-    where = (*sites(2), dataclasses.replace(sites(1)[0], path="half/kernel", dtype="bfloat16"))
-    bank, own = Tied().init(KEY, where)
-    first, second, half = Tied().expand(bank, own, where)
-    np.testing.assert_array_equal(first, bank["kernel"])
-    np.testing.assert_array_equal(second, bank["kernel"])
-    np.testing.assert_array_equal(half, bank["kernel"].astype(jnp.bfloat16))
-
-
-@pytest.mark.parametrize("scale", [0, -1.0, math.nan, math.inf, "2", None])
-def test_tied_scale_is_positive(scale):
-    with pytest.raises(SchemeError, match=r"Tied\(scale="):
-        Tied(scale=scale)
-
-
-@pytest.mark.parametrize("fan", ["fan_avg", "", None])
-def test_tied_fan_is_one_of_two(fan):
-    with pytest.raises(SchemeError, match=r"Tied\(fan=.*'fan_in' or 'fan_out'"):
-        Tied(fan=fan)

@@ -80,10 +80,17 @@ def basis(s: int, u: int, bases: int, number: int, *cell: int) -> Case:
 
 
 def tied(scheme: Tied, number: int, shape: tuple[int, ...]) -> Case:
-    fan_in, outputs = math.prod(shape[:-1]), shape[-1]
+    def tail(case: Case, kernels: list[np.ndarray]) -> float:  # Eckart & Young, 1936, for each group
+        if not scheme.scaled:
+            return least_squares(case, kernels)
+        stacks = [[k.ravel() for k, its in zip(kernels, groups, strict=True) if its == g] for g in sorted(set(groups))]
+        return float(sum(np.sum(np.linalg.svd(np.stack(stack), compute_uv=False)[1:] ** 2) for stack in stacks))
+
+    fan_in, outputs, groups = math.prod(shape[:-1]), shape[-1], scheme.groups or (0,) * number
     # The shorter side of an orthonormal kernel's matrix has unit norms; else 2 / fan-out, which is 2 in (C / T) of He's.
     scale = fan_in / max(fan_in, outputs) / 2 if scheme.orthonormal else shape[-2] / outputs
-    return Case(scheme, sites(*[shape] * number), math.prod(shape), scale, least_squares)
+    trainable = len(set(groups)) * math.prod(shape) + scheme.scaled * number
+    return Case(scheme, sites(*[shape] * number), trainable, scale, tail)
 
 
 def ring(size: int, mode: Any = "ring", **options: Any) -> Case:
@@ -129,6 +136,9 @@ CASES = [
     tied(Tied(), 3, CONV),
     tied(Tied(orthonormal=True), 3, CONV),
     tied(Tied(orthonormal=True), 2, (2, 7)),  # more filters than are independent
+    tied(Tied(groups=(0, 1, 0, 1, 0)), 5, CONV),
+    tied(Tied(groups=(0, 1, 1, 2), scaled=True, orthonormal=True), 4, CONV),
+    tied(Tied(scaled=True), 3, (2, 7)),
     *[ring(101, mode) for mode in ("ring", "global", "tile")],  # smaller than a kernel
     ring(13, "hash"),
     ring(1),

@@ -36,7 +36,7 @@ def place(tmp_path_factory) -> pathlib.Path:
 
 
 def start(place: pathlib.Path, workdir: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "paramshare.cli", "train", "config.py", "--workdir", workdir, "--data.data-dir", str(place / "data")]
+    command = [sys.executable, "-m", "paramshare", "train", "config.py", "--workdir", workdir, "--data.data-dir", str(place / "data")]
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(place / "cache")}
     return subprocess.Popen(command, cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -1,0 +1,143 @@
+"""`paramshare train`."""
+
+import argparse
+import contextlib
+import difflib
+import io
+import itertools
+import pathlib
+import re
+from typing import TYPE_CHECKING, Any
+
+from paramshare.cli.errors import CommandError
+
+if TYPE_CHECKING:
+    from paramshare.training.config import Config
+    from paramshare.training.run import Run
+
+
+def add(command: Any) -> None:
+    """Declares the command."""
+    train = command("train", run, "train a network, or go on with an interrupted run", add_help=False)
+    train.add_argument("config", metavar="CONFIG", nargs="?")
+    train.add_argument("--workdir", metavar="DIR")
+    train.add_argument("--distributed", action="store_true")
+
+
+def run(known: argparse.Namespace, rest: list[str]) -> int:
+    """Trains, and reports."""
+    from paramshare.training import config as configs
+    from paramshare.training.loop import fit
+    from paramshare.training.run import prepare
+
+    if {"-h", "--help"} & set(rest):
+        override(configs.load_file(known.config) if known.config else configs.Config(), ["--help"], known.config or "CONFIG")
+    if known.config is None:
+        raise CommandError("train needs a configuration: a Python file such as experiments/quickstart.py; see `paramshare train --help`")
+    if known.workdir is None:
+        raise CommandError("train needs --workdir DIR: where the run is kept, and found again when the same command is given again")
+    config = override(configs.load_file(known.config), rest, known.config)
+    if known.distributed:
+        _join()
+    prepared, workdir = prepare(config), pathlib.Path(known.workdir)
+    report(prepared, workdir, fit(prepared, workdir))
+    return 0
+
+
+def _join() -> None:
+    """Makes this one process of several."""
+    import jax
+
+    try:
+        jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        raise CommandError(
+            f"--distributed finds no cluster ({error}); it knows TPU pods, Slurm, Open MPI and Kubernetes by their environment"
+        ) from None
+
+
+def override(config: "Config", rest: list[str], file: str) -> "Config":
+    """The configuration with `--field value` put over it; tyro knows the fields, their types and their help."""
+    import tyro
+
+    from paramshare.training.config import Config
+
+    if {"-h", "--help"} & set(rest):
+        about = (
+            "Trains a network, or goes on with an interrupted run. CONFIG is a Python file that sets `config`; the options override "
+            "its fields. With --distributed this is one process of several (TPU pods, Slurm): give the same command on every host, "
+            "with a workdir that all can reach."
+        )
+        return tyro.cli(Config, default=config, args=["--help"], prog=f"paramshare train {file} --workdir DIR", description=about)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            config, unknown = tyro.cli(Config, default=config, args=rest, prog="paramshare train", return_unknown_args=True)
+    except SystemExit:
+        # tyro draws a box: a title, the error, and the help of the argument it is about. The error is what a line has room for.
+        lines = [" ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", line).split()) for line in said.getvalue().splitlines()]
+        body = itertools.takewhile(lambda line: not line.startswith(("Argument helptext", "For full helptext")), lines[1:])
+        message = " ".join(line for line in body if line.strip("- "))
+        raise CommandError(f"{message}; see `paramshare train {file} --help`") from None
+    if unknown:
+        options = [f"--{name.replace('_', '-')}" for name in _field_names(config)]
+        near = difflib.get_close_matches(unknown[0], options, n=2, cutoff=0.5)
+        raise CommandError(
+            f"no override {unknown[0]!r}; " + (f"nearest: {', '.join(near)}; " if near else "") + f"see `paramshare train {file} --help`"
+        )
+    return config
+
+
+def _field_names(value: Any, prefix: str = "") -> list[str]:
+    import dataclasses
+
+    names = []
+    for field in dataclasses.fields(value):
+        part = getattr(value, field.name)
+        names += _field_names(part, f"{prefix}{field.name}.") if dataclasses.is_dataclass(part) else [prefix + field.name]
+    return names
+
+
+def report(run: "Run", workdir: pathlib.Path, result: dict[str, Any]) -> None:
+    """Draws the pictures of a finished run into its workdir, and prints its result."""
+    import jax
+
+    if jax.process_index() != 0:
+        return
+    from paramshare.analysis.pictures import learning_curves, similarity_maps, site_labels
+    from paramshare.analysis.similarity import similarity
+    from paramshare.shared import Shared
+    from paramshare.training.checkpoint import Checkpoints
+    from paramshare.training.metrics import read_metrics
+
+    title = f"{result['model']} on {result['data']}"
+    marks = {"last epoch": result["last"]["test"]["accuracy"]}
+    if result["selected"]:
+        marks["chosen by validation"] = result["selected"]["test"]["accuracy"]
+    pictures = [workdir / "learning_curves.png"]
+    learning_curves(read_metrics(workdir / "metrics.jsonl"), pictures[0], title=title, test=marks)
+    if isinstance(run.model, Shared):
+        with Checkpoints(workdir / "checkpoints") as checkpoints:
+            state, _ = checkpoints.restore(jax.eval_shape(run.init))
+        matrices = {name: matrix for name, matrix in similarity(run.model, state.variables).items() if len(matrix) > 1}
+        if matrices:  # not where sites differ in shape
+            pictures.append(workdir / "similarity.png")
+            labels = {bank.name: site_labels(bank.sites) for bank in run.model.layout.banks}
+            similarity_maps(matrices, pictures[1], labels=labels, title=f"{title}: layer similarity after training")
+
+    counts, seconds = result["counts"], result["seconds"]
+    speed = f"training at {result['images_per_second']:,.0f} images/s " if result["images_per_second"] else ""
+    parts = ", ".join(f"{name} {counts[name]:,}" for name in ("banks", "coefficients", "private"))
+    print(f"\n{title}: {result['epochs']} epochs in {seconds:.0f} s, {speed}on {result['devices']}")
+    print(f"parameters     {counts['trainable']:,} trainable: {parts}")
+    print(f"test accuracy  {_percent(result['last']['test'])} after the last epoch")
+    if result["selected"]:
+        chosen = result["selected"]
+        there = f"{chosen['validation_accuracy']:.2%} there"
+        print(f"               {_percent(chosen['test'])} at epoch {chosen['epoch']}, chosen by validation ({there})")
+    for picture in pictures:
+        print(f"picture        {picture}")
+
+
+def _percent(test: dict[str, float]) -> str:
+    return f"{test['accuracy']:.2%} ({round(test['accuracy'] * test['count'])} of {test['count']:.0f} images)"
