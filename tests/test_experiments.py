@@ -98,7 +98,7 @@ def test_the_networks_own_step_is_sound_at_full_size(name):
     after, metrics = jax.eval_shape(step, state, None, {"image": image, "label": label})
     form = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == form
-    assert ("penalty" in metrics) == bool(penalty.orthogonality)
+    assert ("orthogonality" in metrics) == bool(penalty.orthogonality)
     about = of(name).read_text().split('"""')[1]
     assert "trainable numbers" not in about or f"{TRAINABLE[name]:,} trainable" in " ".join(about.split())
 

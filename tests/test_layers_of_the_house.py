@@ -51,7 +51,7 @@ def test_imports_only_point_down(file):
 
 def test_the_walk_sees_imports():
     assert {floor(module) for module in imports("zoo/wide.py")} == {"models", "plan", "schemes", "zoo"}
-    assert imports("models/wide_resnet.py") == ["paramshare.models.layers"]
+    assert imports("models/wide_resnet.py") == ["paramshare.models.layers", "paramshare.models.looped"]
 
 
 def run(code: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from paramshare.layout import table
 from paramshare.plan import trace_parameters
@@ -49,6 +50,10 @@ class Cost:
       generation: multiply-adds of the matrix products that make the shared kernels, once a step whatever the batch; gathers and
         elementwise work, as rings and repetition have, are not counted.
       bytes: of the trainable numbers, as stored.
+      optimizer: bytes of the optimizer's state.
+      all_reduce: bytes that every device hands in for averaging, once a step of data-parallel training: gradients of the trainable
+        numbers, batch statistics, loss and accuracy.
+      unshared: `{"bytes", "optimizer", "all_reduce"}` of the network without sharing.
     """
 
     layers: tuple[Layer, ...]
@@ -59,6 +64,9 @@ class Cost:
     convolutions: int
     generation: int
     bytes: int
+    optimizer: int
+    all_reduce: int
+    unshared: dict[str, int]
 
     def as_json(self) -> str:
         """Everything, as JSON."""
@@ -74,7 +82,8 @@ class Cost:
             "",
             *self._counts_table(),
             "",
-            f"bytes          {self.bytes:,} of trainable numbers",
+            *self._bytes_table(),
+            "",
             f"multiply-adds  {self.use:,} an image, {self.convolutions:,} of them in convolutions",
         ]
         if self.generation:
@@ -91,13 +100,22 @@ class Cost:
             rows.append((name, f"{number:,}", f"{number / self.generated:.2%}", f"{number / self.plain:.2%}"))
         return table(rows, right={1, 2, 3})
 
+    def _bytes_table(self) -> list[str]:
+        """What is stored, remembered and sent in training; beside it the same of the plain network."""
+        about = {"bytes": "storage", "optimizer": "optimizer state", "all_reduce": "all-reduce a step"}
+        rows = [("", "bytes", "of the unshared network's")]
+        for name, label in about.items():
+            rows.append((label, f"{getattr(self, name):,}", f"{getattr(self, name) / max(1, self.unshared[name]):.2%}"))
+        return table([row if self.generated else row[:2] for row in rows], right={1, 2})
 
-def cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
+
+def cost(model: nn.Module, input_shape: tuple[int, ...], optimizer: optax.GradientTransformation | None = None) -> Cost:
     """The cost of a network on one image.
 
     Args:
       model: plain or `Shared`.
       input_shape: of one image, (H, W, C).
+      optimizer: whose state is counted; None for SGD with momentum.
 
     Example:
       >>> import paramshare
@@ -131,11 +149,25 @@ def cost(model: nn.Module, input_shape: tuple[int, ...]) -> Cost:
     generation = 0
     if isinstance(model, Shared):
         generation = sum(multiply_adds(model.layout.expand, variables["banks"], variables["params"].get("coefficients", {})).values())
-    trainable = {name: variables[name] for name in ("banks", "params") if name in variables}
-    stored = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trainable))
+    optimizer = optax.sgd(0.1, momentum=0.9) if optimizer is None else optimizer
+    memory, unshared = _memory(variables, optimizer), _memory(plain_variables, optimizer)
     plain_count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plain_variables["params"]))
     generated = sum(bank.dense for bank in banks)
-    return Cost(rows, count(variables), generated, plain_count, sum(work.values()), convolutions, generation, stored)
+    return Cost(rows, count(variables), generated, plain_count, sum(work.values()), convolutions, generation, **memory, unshared=unshared)
+
+
+def _memory(variables: Any, optimizer: optax.GradientTransformation) -> dict[str, int]:
+    """Bytes of the trainable numbers, of the optimizer's state, and of what is averaged over devices in a step."""
+    trainable = {name: variables[name] for name in ("banks", "params") if name in variables}
+    averaged = [leaf for name, tree in variables.items() if name not in trainable for leaf in jax.tree.leaves(tree)]
+    averaged = [leaf for leaf in averaged if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    stored, loss_and_accuracy = _bytes(trainable), 2 * 4
+    state = jax.eval_shape(optimizer.init, trainable)
+    return {"bytes": stored, "optimizer": _bytes(state), "all_reduce": stored + _bytes(averaged) + loss_and_accuracy}
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def multiply_adds(function: Any, *args: Any, dense: bool = True) -> dict[str, int]:

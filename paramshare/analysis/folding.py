@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paramshare.analysis.similarity import rows_of
+from paramshare.analysis.similarity import By, check_by, rows_of
 from paramshare.layout import SharedBank, table
 from paramshare.schemes import Soft, Tied
 from paramshare.schemes.tied import leading
@@ -102,6 +102,7 @@ def fold(
     scale: bool = True,
     banks: Sequence[str] | None = None,
     groups: Mapping[str, Sequence[int]] | None = None,
+    by: By = "coefficients",
     **options: Any,
 ) -> Folded:
     """Ties the layers of every bank that are similar, and drops what they no longer need.
@@ -112,7 +113,8 @@ def fold(
     group's. Batch norms stay a layer's own.
 
     A bank is left as it is where no two layers are similar, where its groups would store more than it does, and where its sites differ in
-    shape; the report says so. A network that shares nothing folds too: convert it to `Soft(templates=L)` first (`paramshare.convert`).
+    shape; the report says so. A network that shares nothing folds too: convert it to `Soft(templates=L)` first (`paramshare.convert`), and
+    fold by kernels.
 
     Dropping scales changes the function: a batch norm behind a convolution absorbs a positive scale, but only in training mode, and
     behind a block's last convolution there is the residual sum. `reestimate` then fits batch statistics anew.
@@ -125,6 +127,7 @@ def fold(
       scale: whether layers keep signed scales.
       banks: regular expressions that match whole names of banks to fold; None for all.
       groups: the groups of some banks as you want them, whatever their similarity.
+      by: what layers are compared by, and made of, under soft sharing: "coefficients" (the paper's) or "kernels", as `similarity`.
       **options: further arguments of `shared.apply`, such as `train=False`.
 
     Returns:
@@ -148,12 +151,13 @@ def fold(
       Savarese & Maire, ICLR 2019, section 3.2, for the idea; threshold, grouping, representative and scales are this library's own.
     """
     threshold = check_threshold(threshold)
+    check_by(by)
     shared.layout.expand(variables.get("banks", {}), variables.get("params", {}).get("coefficients", {}))  # raises if of another model
     asked, given = _asked(shared, banks), _given(shared, groups)
     new_banks, new_coefficients = dict(variables["banks"]), dict(variables["params"].get("coefficients", {}))
     schemes, reports = {}, []
     for bank in shared.layout.banks:
-        report, scheme, arrays = _fold_bank(bank, variables, threshold, scale, bank.name in asked, given.get(bank.name))
+        report, scheme, arrays = _fold_bank(bank, variables, threshold, scale, by, bank.name in asked, given.get(bank.name))
         reports.append(report)
         if scheme is not None:
             schemes[bank.name] = scheme
@@ -270,7 +274,7 @@ def _unfoldable(bank: SharedBank) -> str:
 
 
 def _fold_bank(
-    bank: SharedBank, variables: Mapping[str, Any], threshold: float, scale: bool, asked: bool, given: tuple[int, ...] | None
+    bank: SharedBank, variables: Mapping[str, Any], threshold: float, scale: bool, by: By, asked: bool, given: tuple[int, ...] | None
 ) -> tuple[FoldedBank, Tied | None, Any]:
     before = sum(bank.trainable)
 
@@ -282,14 +286,14 @@ def _fold_bank(
         return left("not asked for")
     if _unfoldable(bank):
         return left(f"left: {_unfoldable(bank)}")
-    rows_LxN = np.stack([np.asarray(row, np.float64).reshape(-1) for row in rows_of(bank, variables)])
+    rows_LxN = np.stack([np.asarray(row, np.float64).reshape(-1) for row in rows_of(bank, variables, by)])
     groups = given or group(_cosines(rows_LxN), threshold)
     if isinstance(bank.scheme, Tied) and (groups == bank.scheme.groups_of(bank.sites)) and (not bank.scheme.scaled or scale):
         return left("folded already", groups)
     if len(set(groups)) == len(groups):
         return left("left: no two layers are that similar", groups)
     after = (max(groups) + 1) * bank.sites[0].size + (len(groups) if scale else 0)
-    if after >= before:
+    if after > before:
         return left(f"left: {max(groups) + 1} kernels would be {after:,} numbers", groups)
 
     # --- One row a group, and a signed scale a layer
@@ -302,7 +306,7 @@ def _fold_bank(
             scales_L[members] = np.asarray(own)
     rows_GxN = np.stack(rows)
     kernels_GxP = rows_GxN
-    if isinstance(bank.scheme, Soft):
+    if isinstance(bank.scheme, Soft) and by == "coefficients":
         kernels_GxP = rows_GxN @ np.asarray(variables["banks"][bank.name]["templates"], np.float64)
     if not scale:
         scales_L[:] = 1

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from paramshare.analysis.snapshots import THRESHOLDS, Snapshot, near_pairs, spread
+
 
 def learning_curves(
-    lines: list[dict[str, Any]], file: str | pathlib.Path, *, title: str = "", test: Mapping[str, float] | None = None
+    lines: Sequence[Mapping[str, Any]], file: str | pathlib.Path, *, title: str = "", test: Mapping[str, float] | None = None
 ) -> None:
     """Draws loss and accuracy by epoch as a PNG.
 
@@ -74,6 +76,54 @@ def similarity_maps(
     figure.savefig(file, dpi=120)
 
 
+def similarity_over_training(
+    snapshots: Sequence[Snapshot], file: str | pathlib.Path, *, thresholds: Sequence[float] = THRESHOLDS, title: str = ""
+) -> None:
+    """Draws how the similarity of layers came about as a PNG: a row a bank, heat maps of up to six epochs, and how many pairs are near 1.
+
+    Args:
+      snapshots: in order, one or more; the banks of the last one are drawn.
+      file: the PNG to write.
+      thresholds: from which on a pair is counted as near 1, a line each.
+      title: above the picture.
+    """
+    banks, shown = list(snapshots[-1].matrices), spread(list(snapshots), 6)
+    figure, axes = _axes(
+        len(banks), len(shown) + 1, (1.9 * len(shown) + 4.2, 2.0 * len(banks) + 0.9), squeeze=False, width_ratios=[*(1 for _ in shown), 1.6]
+    )
+    image = None
+    for row, bank in enumerate(banks):
+        for column, snapshot in enumerate(shown):
+            cell = axes[row, column]
+            cell.set_xticks([])
+            cell.set_yticks([])
+            if row == 0:
+                cell.set_title(f"epoch {snapshot.epoch}", fontsize=10)
+            if column == 0:
+                cell.set_ylabel(bank, fontsize=10 if max(map(len, banks)) < 14 else 7)
+            if bank in snapshot.matrices:
+                image = cell.imshow(snapshot.matrices[bank], vmin=0, vmax=1, cmap="viridis")
+        near, marker = axes[row, -1], "o" if len(snapshots) < 3 else None
+        for threshold in thresholds:
+            counted = [(x.epoch, near_pairs(x.matrices[bank], threshold)) for x in snapshots if bank in x.matrices]
+            near.plot(*zip(*counted, strict=True), marker=marker, label=f"{threshold:g} or more")
+        size = len(snapshots[-1].matrices[bank])
+        near.set_ylim(-0.04 * size * (size - 1) / 2, 1.04 * size * (size - 1) / 2)
+        near.grid(alpha=0.3)
+        near.xaxis.get_major_locator().set_params(integer=True)
+        near.yaxis.get_major_locator().set_params(integer=True)
+        near.yaxis.set_label_position("right")
+        near.set_ylabel(f"of {size * (size - 1) // 2} pairs", fontsize=8)
+        near.tick_params(labelsize=8)
+    axes[0, -1].set_title("pairs of layers near 1", fontsize=10)
+    axes[0, -1].legend(fontsize=7)
+    axes[-1, -1].set_xlabel("epoch", fontsize=8)
+    if image is not None:
+        figure.colorbar(image, ax=axes[:, -1].tolist(), label="|cosine| between layers", shrink=0.9)
+    figure.suptitle(title)
+    figure.savefig(file, dpi=120)
+
+
 def gradient_flow(runs: Mapping[str, list[dict[str, Any]]], file: str | pathlib.Path, *, title: str = "") -> None:
     """Draws the mean and the largest |gradient| of every bank over training as a PNG, a column a run.
 
@@ -120,6 +170,31 @@ def ring_curve(
     for number, (label, accuracies) in enumerate(levels.items(), start=1):
         axes.axhline(float(np.mean(accuracies)), color=f"C{number}", linestyle=":", label=f"{label}: {np.mean(accuracies):.2%}")
     axes.set(xscale="log", xlabel="numbers in the ring", ylabel="test accuracy", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=120)
+
+
+def conversion_curve(
+    converted: Sequence[tuple[int, float, float]], dense: Sequence[float], file: str | pathlib.Path, *, title: str = ""
+) -> None:
+    """Draws test accuracy against the number of templates that a dense network was converted to, as a PNG.
+
+    Args:
+      converted: (templates, accuracy after conversion, accuracy after training on) of single runs; lines go through the means.
+      dense: accuracies of the dense network, trained on likewise: a horizontal line at the mean.
+      file: the PNG to write.
+      title: above the picture.
+    """
+    figure, axes = _axes(1, 1, (7, 4.5))
+    axes = np.ravel(np.array(axes, dtype=object))[0]
+    counts = sorted({k for k, _, _ in converted})
+    for number, (what, label) in enumerate(((2, "after one more epoch"), (1, "converted, without any training"))):
+        axes.plot([run[0] for run in converted], [run[what] for run in converted], "o", color=f"C{number}", alpha=0.5, markersize=4)
+        means = [float(np.mean([run[what] for run in converted if run[0] == k])) for k in counts]
+        axes.plot(counts, means, color=f"C{number}", label=f"{label}; dots are single runs")
+    axes.axhline(float(np.mean(dense)), color="C2", linestyle=":", label=f"dense, after one more epoch: {np.mean(dense):.2%}")
+    axes.set(xlabel="templates", ylabel="test accuracy", title=title, xticks=counts)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(file, dpi=120)

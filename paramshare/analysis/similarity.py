@@ -1,7 +1,7 @@
 """How alike the layers of a bank are."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,10 @@ from paramshare.schemes import Site, Soft
 from paramshare.schemes.soft import cosines
 from paramshare.shared import Shared
 
+By = Literal["coefficients", "kernels"]
 
-def similarity(shared: Shared, variables: Mapping[str, Any]) -> dict[str, jax.Array]:
+
+def similarity(shared: Shared, variables: Mapping[str, Any], *, by: By = "coefficients") -> dict[str, jax.Array]:
     r"""The layer similarity matrix of every bank.
 
     .. math:: S_{ij} = |\langle a_i, a_j \rangle| / (\|a_i\| \|a_j\|)
@@ -24,12 +26,15 @@ def similarity(shared: Shared, variables: Mapping[str, Any]) -> dict[str, jax.Ar
     Args:
       shared: the shared model.
       variables: its variables; or the plain model's own, without `banks`: then the plan only says which kernels to compare.
+      by: "kernels" compares kernels under soft sharing too. Equal rows of coefficients are equal kernels; but where templates are alike
+        themselves, as in a bank converted from dense kernels, kernels may be similar and coefficients not.
 
     Returns:
       `{name: (L, L)}`, values in [0, 1]; the names, and whose layers they are, as `layers` gives them.
 
     Raises:
       PlanError: if the variables are of another model.
+      ValueError: if `by` is neither of the two.
 
     Example:
       >>> import jax, paramshare
@@ -41,14 +46,21 @@ def similarity(shared: Shared, variables: Mapping[str, Any]) -> dict[str, jax.Ar
     References:
       Savarese & Maire, ICLR 2019, section 3.2.
     """
+    check_by(by)
     dense = None if "banks" in variables else shared.layout.read(variables.get("params", {}))
     matrices, named = {}, layers(shared.layout)
     for bank in shared.layout.banks:
-        rows = dict(zip(bank.sites, dense[bank.name] if dense else rows_of(bank, variables), strict=True))
+        rows = dict(zip(bank.sites, dense[bank.name] if dense else rows_of(bank, variables, by), strict=True))
         for name, sites in named.items():
             if set(sites) <= set(bank.sites):
                 matrices[name] = cosines(jnp.stack([rows[site].reshape(-1) for site in sites]))
     return {name: matrices[name] for name in named}
+
+
+def check_by(by: str) -> None:
+    """Raises `ValueError` unless it is one of the two that layers can be compared by."""
+    if by not in get_args(By):
+        raise ValueError(f"by={by!r}; layers are compared by 'coefficients' or by 'kernels'")
 
 
 def layers(layout: Layout) -> dict[str, tuple[Site, ...]]:
@@ -68,9 +80,9 @@ def layers(layout: Layout) -> dict[str, tuple[Site, ...]]:
     return found
 
 
-def rows_of(bank: SharedBank, variables: Mapping[str, Any]) -> tuple[jax.Array, ...]:
+def rows_of(bank: SharedBank, variables: Mapping[str, Any], by: By) -> tuple[jax.Array, ...]:
     """What the layers of a bank are compared by: rows of coefficients (soft sharing), else kernels."""
     coefficients = variables.get("params", {}).get("coefficients", {}).get(bank.name, {})  # a scheme may have none
-    if isinstance(bank.scheme, Soft):
+    if isinstance(bank.scheme, Soft) and by == "coefficients":
         return tuple(coefficients)
     return bank.scheme.expand(variables["banks"][bank.name], coefficients, bank.sites)

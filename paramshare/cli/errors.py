@@ -32,7 +32,11 @@ def run_told(run: Callable[[], int | None]) -> int:
 
 def _code(error: Exception) -> int | None:
     """The exit code for an error that is the user's to mend; None for one of ours."""
+    from paramshare.analysis.batch_statistics import StatisticsError
+    from paramshare.analysis.conversion import ConversionError
+    from paramshare.analysis.export import ExportError
     from paramshare.analysis.folding import FoldError
+    from paramshare.analysis.loop_plan import LoopError
     from paramshare.layout import PlanError
     from paramshare.models import ModelError
     from paramshare.penalties import PenaltyError
@@ -42,7 +46,8 @@ def _code(error: Exception) -> int | None:
     from paramshare.training.data import DataError
     from paramshare.training.loop import Interrupted, NonFinite
 
-    theirs = (CommandError, ConfigError, DataError, FoldError, ModelError, PenaltyError, PlanError, SchemeError, CheckpointError)
+    theirs = (CommandError, ConfigError, DataError, CheckpointError, ModelError, PenaltyError, PlanError, SchemeError)
+    theirs += (ConversionError, ExportError, FoldError, LoopError, StatisticsError)
     if isinstance(error, theirs):
         return USAGE
     if isinstance(error, NonFinite):

@@ -19,7 +19,7 @@ def add(command: Any) -> None:
     models.add_argument("pattern", nargs="?", default="*", help="a shell pattern, such as 'swrn-*'")
 
     summary = command("summary", _summary, "layers, banks, counts, multiply-adds and bytes of a network")
-    summary.add_argument("name", metavar="NAME")
+    summary.add_argument("name", metavar="NAME|WORKDIR", help="a network by name, or the folder of a training run")
     summary.add_argument("--num-classes", type=int, default=None)
     summary.add_argument("--input-shape", type=int, nargs=3, default=None, metavar=("H", "W", "C"))
     summary.add_argument("--stem", default=None, help="'imagenet' or 'cifar', for networks that have both")
@@ -27,41 +27,18 @@ def add(command: Any) -> None:
 
 
 def _eval(known: argparse.Namespace, rest: list[str]) -> int:
-    import jax
-
-    from paramshare.training.checkpoint import Checkpoints
     from paramshare.training.config import ConfigError
+    from paramshare.training.derive import trained
     from paramshare.training.evaluation import make_evaluate
-    from paramshare.training.run import prepare
-    from paramshare.training.workdir import stored_config
 
-    workdir = pathlib.Path(known.workdir)
-    run = prepare(stored_config(workdir))
-    if known.checkpoint == "best" and not len(run.data.validation):
-        raise ConfigError("the run had no validation images (data.validation=0), so no epoch was chosen; take --checkpoint last")
+    run, variables, step = trained(known.workdir, known.checkpoint)
     source = getattr(run.data, known.split)
     if not len(source):
         raise ConfigError(
             f"data set {run.data.name!r} has no {known.split} images in this run (data.validation={run.config.data.validation})"
         )
-    shapes = jax.eval_shape(run.init)
-    with Checkpoints(workdir / ("best" if known.checkpoint == "best" else "checkpoints")) as checkpoints:
-        step = checkpoints.latest
-        state, _ = checkpoints.restore(shapes.variables if known.checkpoint == "best" else shapes)
-    variables = state if known.checkpoint == "best" else state.variables
-    found = make_evaluate(run)(variables, source)
-    print(
-        json.dumps(
-            {
-                "model": run.config.model.name,
-                "data": run.data.name,
-                "split": known.split,
-                "checkpoint": known.checkpoint,
-                "step": step,
-                **found,
-            }
-        )
-    )
+    about = {"model": run.config.model.name, "data": run.data.name, "split": known.split, "checkpoint": known.checkpoint, "step": step}
+    print(json.dumps(about | make_evaluate(run)(variables, source)))
     return 0
 
 
@@ -84,13 +61,23 @@ def _summary(known: argparse.Namespace, rest: list[str]) -> int:
     from paramshare.shared import Shared
     from paramshare.zoo import create_model, default_input_shape
 
-    shape = tuple(known.input_shape) if known.input_shape else default_input_shape(known.name, known.stem)
-    model = create_model(known.name, known.num_classes, shape, **({"stem": known.stem} if known.stem else {}))
-    found = cost(model, shape)
+    if (pathlib.Path(known.name) / "config.json").is_file():
+        from paramshare.training.run import prepare
+        from paramshare.training.workdir import stored_config
+
+        if known.num_classes or known.input_shape or known.stem:
+            raise CommandError(f"{known.name} is a run, which knows its images and classes; leave out --num-classes, --input-shape, --stem")
+        run = prepare(stored_config(pathlib.Path(known.name)))
+        name, model, shape, optimizer = run.config.model.name, run.model, run.data.image_shape, run.optimizer
+    else:
+        name, optimizer = known.name, None
+        shape = tuple(known.input_shape) if known.input_shape else default_input_shape(name, known.stem)
+        model = create_model(name, known.num_classes, shape, **({"stem": known.stem} if known.stem else {}))
+    found = cost(model, shape, optimizer)
     if known.json:
         print(found.as_json())
         return 0
-    print(f"{known.name}, images of {'x'.join(map(str, shape))}\n")
+    print(f"{name}, images of {'x'.join(map(str, shape))}\n")
     if isinstance(model, Shared):
         print(model.describe(), end="\n\n")
     print(found)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def add(command: Any) -> None:
     """Declares the command."""
-    train = command("train", run, "train a network, or go on with an interrupted run", add_help=False)
+    train = command("train", run, "train a network, or go on with an interrupted run", overrides=True, add_help=False)
     train.add_argument("config", metavar="CONFIG", nargs="?")
     train.add_argument("--workdir", metavar="DIR")
     train.add_argument("--distributed", action="store_true")
@@ -29,14 +29,19 @@ def run(known: argparse.Namespace, rest: list[str]) -> int:
     from paramshare.training import config as configs
     from paramshare.training.loop import fit
     from paramshare.training.run import prepare
+    from paramshare.training.workdir import stored_config
 
     if {"-h", "--help"} & set(rest):
         override(configs.load_file(known.config) if known.config else configs.Config(), ["--help"], known.config or "CONFIG")
-    if known.config is None:
+    stored = known.workdir is not None and (pathlib.Path(known.workdir) / "config.json").is_file()
+    if known.config is None and not stored:
         raise CommandError("train needs a configuration: a Python file such as experiments/quickstart.py; see `paramshare train --help`")
     if known.workdir is None:
         raise CommandError("train needs --workdir DIR: where the run is kept, and found again when the same command is given again")
-    config = override(configs.load_file(known.config), rest, known.config)
+    if known.config is None:  # a workdir knows its own
+        config = override(stored_config(pathlib.Path(known.workdir)), rest, "CONFIG")
+    else:
+        config = override(configs.load_file(known.config), rest, known.config)
     if known.distributed:
         _join()
     prepared, workdir = prepare(config), pathlib.Path(known.workdir)
@@ -99,36 +104,30 @@ def _field_names(value: Any, prefix: str = "") -> list[str]:
 
 
 def report(run: "Run", workdir: pathlib.Path, result: dict[str, Any]) -> None:
-    """Draws the pictures of a finished run into its workdir, and prints its result."""
+    """Draws the pictures of a finished run and writes its report, into its workdir, and prints its result."""
     import jax
 
     if jax.process_index() != 0:
         return
-    from paramshare.analysis.pictures import learning_curves, similarity_maps, site_labels
-    from paramshare.analysis.similarity import similarity
-    from paramshare.shared import Shared
-    from paramshare.training.checkpoint import Checkpoints
-    from paramshare.training.metrics import read_metrics
+    from paramshare.analysis.pictures import learning_curves
+    from paramshare.analysis.snapshots import THRESHOLDS
+    from paramshare.cli.report import draw
+    from paramshare.training.report import read_run, write_report
 
-    title = f"{result['model']} on {result['data']}"
+    record = read_run(workdir, model=run.model)
     marks = {"last epoch": result["last"]["test"]["accuracy"]}
     if result["selected"]:
         marks["chosen by validation"] = result["selected"]["test"]["accuracy"]
     pictures = [workdir / "learning_curves.png"]
-    learning_curves(read_metrics(workdir / "metrics.jsonl"), pictures[0], title=title, test=marks)
-    if isinstance(run.model, Shared):
-        with Checkpoints(workdir / "checkpoints") as checkpoints:
-            state, _ = checkpoints.restore(jax.eval_shape(run.init))
-        matrices = {name: matrix for name, matrix in similarity(run.model, state.variables).items() if len(matrix) > 1}
-        if matrices:  # not where sites differ in shape
-            pictures.append(workdir / "similarity.png")
-            labels = {bank.name: site_labels(bank.sites) for bank in run.model.layout.banks}
-            similarity_maps(matrices, pictures[1], labels=labels, title=f"{title}: layer similarity after training")
+    learning_curves(record.epochs, pictures[0], title=record.title, test=marks)
+    if record.now and record.layout:  # not of a network that shares nothing, or of which no two layers can be compared
+        pictures += draw(workdir, record.now, record.snapshots, record.layout, THRESHOLDS, record.title)
+    page = write_report(record, workdir)
 
     counts, seconds = result["counts"], result["seconds"]
     speed = f"training at {result['images_per_second']:,.0f} images/s " if result["images_per_second"] else ""
     parts = ", ".join(f"{name} {counts[name]:,}" for name in ("banks", "coefficients", "private"))
-    print(f"\n{title}: {result['epochs']} epochs in {seconds:.0f} s, {speed}on {result['devices']}")
+    print(f"\n{record.title}: {result['epochs']} epochs in {seconds:.0f} s, {speed}on {result['devices']}")
     print(f"parameters     {counts['trainable']:,} trainable: {parts}")
     print(f"test accuracy  {_percent(result['last']['test'])} after the last epoch")
     if result["selected"]:
@@ -137,6 +136,7 @@ def report(run: "Run", workdir: pathlib.Path, result: dict[str, Any]) -> None:
         print(f"               {_percent(chosen['test'])} at epoch {chosen['epoch']}, chosen by validation ({there})")
     for picture in pictures:
         print(f"picture        {picture}")
+    print(f"report         {page}")
 
 
 def _percent(test: dict[str, float]) -> str:

@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from paramshare.models.layers import HE_NORMAL_FAN_OUT, ModelError, Stage, check_images, check_width, layers
+from paramshare.models.layers import HE_NORMAL_FAN_OUT, ModelError, check_images, check_width, layers
+from paramshare.models.looped import Loop, check_loops, stage
 
 # Blocks of the four stages, by depth.
 BASIC_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -96,6 +97,8 @@ class ResNet(nn.Module):
       bias: every convolution but the stem has a bias, and the bias of every batch norm starts at .01, as in learned repetition's networks.
       dtype: compute dtype; parameters, and the classifier, stay float32.
       axis_name: the mapped axis (of `pmap` or `shard_map`) over which batch statistics are averaged; None keeps each device's own.
+      loops: for each stage how its blocks 2.. run as a loop, or None; `()` for no loops. See `paramshare.models.looped`.
+      unroll: whether loops are unrolled when compiled; None to choose by backend.
 
     Raises:
       ModelError: when called, if an attribute is none of these, two do not fit each other, or the images are not (B, H, W, C).
@@ -129,6 +132,8 @@ class ResNet(nn.Module):
     bias: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    loops: tuple[Loop | None, ...] = ()
+    unroll: bool | None = None
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
@@ -149,7 +154,8 @@ class ResNet(nn.Module):
                 block = functools.partial(BottleneckBlock, conv, norm, 4 * p, check_width(self.inner, base=p), pad=self.shortcut == "pad")
             if self.rank:
                 later = functools.partial(FactoredBlock, conv, norm, p, self.rank * 2**g, inner_norm=self.inner_norm)
-            x = Stage(block, blocks, stride=1 if g == 0 else 2, later=later, name=f"stage{g + 1}")(x)
+            build = stage(self, g + 1, blocks)
+            x = build(block, blocks, stride=1 if g == 0 else 2, later=later, name=f"stage{g + 1}")(x)
         x_BxC = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.num_classes, name="classifier")(x_BxC)
 
@@ -177,6 +183,7 @@ def check_attributes(model: ResNet) -> None:
     """`ModelError` unless there is such a network."""
     if len(model.blocks) != len(model.widths):
         raise ModelError(f"blocks and widths have an entry for each stage; got {len(model.blocks)} and {len(model.widths)} of them")
+    check_loops(model, len(model.blocks))
     if not model.blocks or min(*model.blocks, *model.widths, model.stem_width) < 1:
         raise ModelError(
             "a residual network has a stage or more, each of a block or more, and channels everywhere; "

@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from paramshare.models.layers import HE_NORMAL, ModelError, Stage, check_images, check_width, layers
+from paramshare.models.layers import HE_NORMAL, ModelError, check_images, check_width, layers
+from paramshare.models.looped import Loop, check_loops, stage
 
 
 class PreActivationBlock(nn.Module):
@@ -37,9 +38,12 @@ class WideResNet(nn.Module):
       num_classes: outputs of the classifier.
       dtype: compute dtype; parameters, and the classifier, stay float32.
       axis_name: the mapped axis (of `pmap` or `shard_map`) over which batch statistics are averaged; None keeps each device's own.
+      loops: for each stage how its blocks 2.. run as a loop, or None; `()` for no loops. See `paramshare.models.looped`.
+      unroll: whether loops are unrolled when compiled; None to choose by backend.
 
     Raises:
-      ModelError: when called, if depth is not 6 n + 4 with n >= 1, width is below 1, or the images are not (B, H, W, C).
+      ModelError: when called, if depth is not 6 n + 4 with n >= 1, width is below 1, the images are not (B, H, W, C), or the loops
+        do not fit the stages.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -58,17 +62,20 @@ class WideResNet(nn.Module):
     num_classes: int = 10
     dtype: Any = jnp.float32
     axis_name: str | None = None
+    loops: tuple[Loop | None, ...] = ()
+    unroll: bool | None = None
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
         blocks = blocks_per_stage(self.depth)
         channels = check_width(self.width)
         check_images(x_BxHxWxC)
+        check_loops(self, stages=3)
         conv, norm = layers(self, train)
         x = conv(16, 3, name="stem")(x_BxHxWxC)
         for number, (features, stride) in enumerate([(channels, 1), (2 * channels, 2), (4 * channels, 2)], start=1):
             block = functools.partial(PreActivationBlock, conv, norm, features)
-            x = Stage(block, blocks, stride, name=f"stage{number}")(x)
+            x = stage(self, number, blocks)(block, blocks, stride, name=f"stage{number}")(x)
         x_BxC = jnp.mean(nn.relu(norm(name="bn")(x)), axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.num_classes, kernel_init=HE_NORMAL, name="classifier")(x_BxC)
 

@@ -117,4 +117,6 @@ def cosines(rows_LxN: jax.Array) -> jax.Array:
     squares_Lx1 = jnp.sum(rows_LxN**2, axis=1, keepdims=True)
     zero_Lx1 = squares_Lx1 == 0
     unit_LxN = jnp.where(zero_Lx1, 0, rows_LxN) / jnp.sqrt(jnp.where(zero_Lx1, 1, squares_Lx1))
-    return jnp.clip(jnp.abs(jnp.matmul(unit_LxN, unit_LxN.T, precision=jax.lax.Precision.HIGHEST)), 0, 1)
+    products_LxL = jnp.matmul(unit_LxN, unit_LxN.T, precision=jax.lax.Precision.HIGHEST)
+    # JAX's own |.| has gradient 1 at 0.
+    return jnp.minimum(products_LxL * jnp.sign(jax.lax.stop_gradient(products_LxL)), 1)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from paramshare.training.data import Augment
 
-UNTOLD = ("log_every", "tensorboard", "checkpoint_every", "gradient_flow")  # may differ within a run
+UNTOLD = ("log_every", "tensorboard", "checkpoint_every", "gradient_flow", "similarity_every")  # may differ within a run
 UNIONS = (typing.Union, types.UnionType)  # of `Literal[...] | None`, and of `float | None`
 
 
@@ -26,6 +26,8 @@ class Model:
 
     name: str = "swrn-16-1-1"
     """Name in the zoo; `paramshare models` lists them."""
+    tied: tuple[str, ...] = ()
+    """Banks whose layers are tied in groups instead: "stage2=0,1,0,1,0,1", a group a layer; "stage2=*0,1,0,1,0,1" with signed scales."""
     num_classes: int | None = None
     """Outputs of the classifier; None takes them from the data set, a number must agree with it."""
     bfloat16: bool = False
@@ -102,6 +104,8 @@ class Penalty:
     """Regular expressions over whole names of banks: one mean a pool, and the sum of them; none makes one pool of all filter bases."""
     unique: bool = False
     """Whether a layer's own filters are to be orthonormal too, to each other and to the shared ones."""
+    recurrence: float = 0.0
+    """How much counts what is missing from the layers' similarity, over all banks of templates (Savarese & Maire 2019: .01); 0 for none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,6 +138,8 @@ class Config:
     """Write TensorBoard event files as well."""
     gradient_flow: bool = False
     """Log the mean and the largest |gradient| of every bank."""
+    similarity_every: int = 1
+    """Epochs between lines that tell how similar the layers of every bank are; 0 for none."""
 
     def check(self) -> None:
         """Raises `ConfigError`, naming the field, its value and what it may be, if a value makes no sense."""
@@ -145,6 +151,7 @@ class Config:
 
         for name in ("epochs", "batch_size", "log_every", "validate_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        require(self.similarity_every >= 0, "similarity_every", self.similarity_every, "1 or more, or 0 for none")
         require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")
         require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2^31)")
         rate = self.optimizer.learning_rate
@@ -178,8 +185,9 @@ class Config:
             "0 or more, and at most epochs",
         )
         require(0 <= self.data.validation < 1, "data.validation", self.data.validation, "in [0, 1)")
-        penalty = self.penalty.orthogonality
-        require(math.isfinite(penalty) and penalty >= 0, "penalty.orthogonality", penalty, "0 or more, and finite")
+        for name in ("orthogonality", "recurrence"):
+            weight = getattr(self.penalty, name)
+            require(math.isfinite(weight) and weight >= 0, f"penalty.{name}", weight, "0 or more, and finite")
         for pool in self.penalty.pools:
             try:
                 re.compile(pool)

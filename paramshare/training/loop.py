@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from paramshare.analysis.snapshots import make_snapshot
 from paramshare.shared import count
 from paramshare.training.checkpoint import Checkpoints, read_json
 from paramshare.training.config import Config
@@ -24,7 +25,7 @@ from paramshare.training.metrics import MetricsFile
 from paramshare.training.run import Run, check_batch, prepare
 from paramshare.training.state import State
 from paramshare.training.step import make_train_step
-from paramshare.training.workdir import claim
+from paramshare.training.workdir import check_origin, claim
 
 REFRESH_SECONDS = 1.0  # of the progress bar; each refresh waits for the step under way
 
@@ -115,6 +116,7 @@ def fit(run: Run, workdir: str | pathlib.Path, *, quiet: bool = False) -> dict[s
         # --- Resume or start
         shapes = jax.eval_shape(run.init)
         if newest.latest is None:
+            check_origin(workdir)
             state, progress = jax.jit(run.init)(), Progress()
         else:
             state, notes = newest.restore(shapes)
@@ -129,6 +131,9 @@ def fit(run: Run, workdir: str | pathlib.Path, *, quiet: bool = False) -> dict[s
         # --- Train and validate
         update = _train_function(run)
         evaluate = make_evaluate(run)
+        snapshot = make_snapshot(run.model) if config.similarity_every and writer else None
+        if snapshot and step == 0:
+            metrics.write("similarity", 0, epoch=0, matrices=snapshot(state.variables))
         pending: list[dict[str, jax.Array]] = []  # measured, perhaps not computed yet
         window: list[dict[str, float]] = []  # fetched, not yet in a line of metrics
         fetched, compiled = time.monotonic(), False
@@ -159,6 +164,8 @@ def fit(run: Run, workdir: str | pathlib.Path, *, quiet: bool = False) -> dict[s
                     window = []
                 if of_epoch == 0:
                     _finish_epoch(run, epoch, step, state, progress, evaluate, best, metrics, bar)
+                    if snapshot and (epoch % config.similarity_every == 0 or epoch == config.epochs):
+                        metrics.write("similarity", step, epoch=epoch, matrices=snapshot(state.variables))
                 progress.seconds = time.monotonic() - started
                 if stop or step == run.steps or (of_epoch == 0 and epoch % config.checkpoint_every == 0):
                     newest.save(step, state, dataclasses.asdict(progress), wait=bool(stop) or step == run.steps)

@@ -8,9 +8,10 @@ from typing import Any
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one JSON object a line, each with its `step` and `kind` ("train", "epoch").
+    """`metrics.jsonl`: one JSON object a line, each with its `step` and `kind` ("train", "epoch", "similarity").
 
-    Opening it for a resumed run drops the lines beyond the step that the run resumes from, so that no line stands twice.
+    Opening it for a resumed run drops the lines beyond the step that the run resumes from, so that no line stands twice; a run that
+    begins anew keeps none.
 
     Args:
       folder: the workdir.
@@ -28,7 +29,7 @@ class MetricsFile:
 
             self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
         if self.path.exists():
-            kept = [json.dumps(line) for line in read_metrics(self.path) if line["step"] <= step]
+            kept = [json.dumps(line) for line in read_metrics(self.path) if 0 < step >= line["step"]]
             fresh = self.path.with_suffix(".tmp")
             fresh.write_text("".join(line + "\n" for line in kept))
             os.replace(fresh, self.path)
@@ -54,7 +55,7 @@ class MetricsFile:
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of a metrics file, none if there is none; a line cut short by a kill, or that is not ours, is left out."""
     lines = []
-    for text in path.read_text().splitlines() if path.is_file() else ():
+    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError):
             line = json.loads(text)
             if isinstance(line, dict) and isinstance(line.get("step"), int) and "kind" in line:

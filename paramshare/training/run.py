@@ -1,6 +1,7 @@
 """A run before its first step: configuration, data, network and devices brought together and checked against each other."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import pathlib
@@ -13,13 +14,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from paramshare.penalties import PenaltyError, orthogonality
+from paramshare.layout import PlanError
+from paramshare.penalties import PenaltyError
+from paramshare.schemes import Tied
 from paramshare.shared import Shared
-from paramshare.training.config import Config, ConfigError
+from paramshare.training.config import Config, ConfigError, Model
 from paramshare.training.data import ImageSet, load
 from paramshare.training.devices import Devices
 from paramshare.training.optimizer import learning_rate, optimizer
 from paramshare.training.state import AXIS, State, init_state
+from paramshare.training.step import PENALTIES, alone, penalties
 from paramshare.zoo import create_model
 
 
@@ -107,13 +111,11 @@ def prepare(config: Config, *, model: nn.Module | None = None, data: ImageSet | 
             "leave it out, or change the data set"
         )
     if model is None:
-        options: dict[str, Any] = {"dtype": jnp.bfloat16} if config.model.bfloat16 else {}
-        options |= {"axis_name": AXIS} if config.model.sync_batch_norm else {}
-        options |= {"stem": config.model.stem} if config.model.stem else {}
-        model = create_model(config.model.name, data.num_classes, data.image_shape, **options)
-    elif config.model.bfloat16 or config.model.sync_batch_norm or config.model.stem:
+        model = named_network(config, data.num_classes, data.image_shape)
+    elif config.model.bfloat16 or config.model.sync_batch_norm or config.model.stem or config.model.tied:
         raise ConfigError(
-            "model.bfloat16, model.sync_batch_norm and model.stem are for networks by name; a network of your own decides for itself"
+            "model.bfloat16, model.sync_batch_norm, model.stem and model.tied are for networks by name; a network of your own decides "
+            "for itself"
         )
     else:
         plain = model.model if isinstance(model, Shared) else model
@@ -121,6 +123,15 @@ def prepare(config: Config, *, model: nn.Module | None = None, data: ImageSet | 
     check_penalty(config, check_model(model, config.model.name, data))
     rate = learning_rate(config, max(1, len(data.train) // config.batch_size))
     return Run(config, data, model, front, rate, optimizer(config, rate))
+
+
+def named_network(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """The network that a configuration names, tied as it says; `ModelError` if there is none of its name."""
+    options: dict[str, Any] = {"dtype": jnp.bfloat16} if config.model.bfloat16 else {}
+    options |= {"axis_name": AXIS} if config.model.sync_batch_norm else {}
+    options |= {"stem": config.model.stem} if config.model.stem else {}
+    model = create_model(config.model.name, num_classes, image_shape, **options)
+    return tie(model, config.model) if config.model.tied else model
 
 
 def check_batch(run: Run) -> None:
@@ -146,14 +157,45 @@ def check_model(model: nn.Module, name: str, data: ImageSet) -> Any:
     return variables
 
 
+def tie(model: nn.Module, wanted: Model) -> Shared:
+    """A shared network with the banks of `model.tied` under `Tied`; `ConfigError` if there is no such bank, or not with these groups."""
+    if not isinstance(model, Shared):
+        raise ConfigError(f"model.tied is {wanted.tied}, but {wanted.name} has no banks to tie; leave it empty, or take a shared network")
+    try:
+        return Shared(model.model, model.layout.with_schemes(dict(map(tied_scheme, wanted.tied))))
+    except PlanError as error:
+        raise ConfigError(f"model.tied, of {wanted.name}: {error}") from error
+
+
+def tied_scheme(text: str) -> tuple[str, Tied]:
+    """The bank and the scheme that an entry of `model.tied` says: "stage2=*0,1,0,1" is `Tied(groups=(0, 1, 0, 1), scaled=True)`.
+
+    Example:
+      >>> tied_scheme("stage2=*0,1,0,1")[1].groups
+      (0, 1, 0, 1)
+    """
+    bank, equals, groups = text.rpartition("=")
+    try:
+        if not equals:
+            raise ValueError("no '='")
+        return bank, Tied(groups=tuple(int(group) for group in groups.removeprefix("*").split(",")), scaled=groups.startswith("*"))
+    except ValueError as error:
+        raise ConfigError(
+            f"model.tied holds {text!r} ({error}); write BANK=GROUPS, a number for each layer, as in 'stage2=0,1,0,1', or with signed "
+            "scales 'stage2=*0,1,0,1'"
+        ) from error
+
+
+def tied_text(bank: str, scheme: Tied, layers: int) -> str:
+    """The inverse of `tied_scheme`, for a bank of so many layers."""
+    return f"{bank}={'*' if scheme.scaled else ''}{','.join(map(str, scheme.groups or (0,) * layers))}"
+
+
 def check_penalty(config: Config, variables: Any) -> None:
     """Raises `ConfigError` if there is a penalty on the loss, but not the banks that it is for; `variables` may be shapes."""
-    penalty = config.penalty
-    if not penalty.orthogonality:
-        return
-    try:
-        jax.eval_shape(lambda variables: orthogonality(variables, *penalty.pools, unique=penalty.unique), variables)
-    except PenaltyError as error:
-        raise ConfigError(
-            f"penalty.orthogonality is {penalty.orthogonality} with model {config.model.name!r}: {error}; or set it to 0"
-        ) from error
+    for name in PENALTIES:
+        try:
+            jax.eval_shape(functools.partial(penalties, alone(config.penalty, name)), variables)
+        except PenaltyError as error:
+            weight = getattr(config.penalty, name)
+            raise ConfigError(f"penalty.{name} is {weight} with model {config.model.name!r}: {error}; or set it to 0") from error

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from paramshare.penalties import orthogonality
+from paramshare.penalties import orthogonality, recurrence
 from paramshare.training.config import Penalty
 from paramshare.training.data import Augment, augment, normalise
 from paramshare.training.state import AXIS, State
@@ -40,9 +40,9 @@ def make_train_step(
     model's own dropout, which also takes the device's number. If the loss or a gradient is not finite, on any device, the update
     is not applied, and no later one either.
 
-    Metrics, the same on all devices: `loss` (mean cross entropy), `accuracy`, `finite`; where a penalty is added to the loss,
-    `penalty`, not yet multiplied; with `gradient_flow`, `gradient_mean/BANK` and `gradient_max/BANK` (see `flow`). The last three travel
-    no further than the gradient they are made of.
+    Metrics, the same on all devices: `loss` (mean cross entropy), `accuracy`, `finite`; where penalties are added to the loss,
+    `orthogonality` and `recurrence`, not yet multiplied; with `gradient_flow`, `gradient_mean/BANK` and `gradient_max/BANK` (see `flow`).
+    The last four travel no further than the gradient they are made of.
     """
 
     def train_step(state: State, data: Any, batch: Batch) -> tuple[State, Metrics]:
@@ -61,10 +61,9 @@ def make_train_step(
                 {**trainable, **state.collections}, x_BxHxWxC, train=True, mutable=list(state.collections), rngs=rngs
             )
             loss = cross_entropy(logits_BxK, label_B, label_smoothing).mean()
-            if not penalty.orthogonality:
-                return loss, (loss, {}, logits_BxK, collections)
-            distance = orthogonality(trainable, *penalty.pools, unique=penalty.unique)
-            return loss + penalty.orthogonality * distance, (loss, {"penalty": distance}, logits_BxK, collections)
+            added = penalties(penalty, trainable)
+            total = loss + sum(getattr(penalty, name) * value for name, value in added.items())
+            return total, (loss, added, logits_BxK, collections)
 
         gradient, (loss, more, logits_BxK, collections) = jax.grad(loss_fn, has_aux=True)(state.trainable)
         gradient = jax.lax.pmean(gradient, AXIS)
@@ -83,6 +82,24 @@ def make_train_step(
         return state, {"loss": loss, "accuracy": accuracy, "finite": finite, **more}
 
     return train_step
+
+
+PENALTIES = ("orthogonality", "recurrence")  # the weights among the fields of `Penalty`
+
+
+def alone(penalty: Penalty, name: str) -> Penalty:
+    """One of the penalties, without the others."""
+    return dataclasses.replace(penalty, **{other: 0.0 for other in PENALTIES if other != name})
+
+
+def penalties(penalty: Penalty, variables: Mapping[str, Any]) -> Metrics:
+    """The penalties that a configuration adds to the loss, by name, not yet multiplied; `PenaltyError` if their banks are not there."""
+    found = {}
+    if penalty.orthogonality:
+        found["orthogonality"] = orthogonality(variables, *penalty.pools, unique=penalty.unique)
+    if penalty.recurrence:
+        found["recurrence"] = recurrence(variables)
+    return found
 
 
 def flow(gradient: Any) -> Metrics:

@@ -6,9 +6,11 @@ import pathlib
 import jax
 
 from paramshare.training import config as configs
-from paramshare.training.checkpoint import read_json
+from paramshare.training.checkpoint import CheckpointError, read_json
 from paramshare.training.config import Config, ConfigError
 from paramshare.training.run import Run
+
+ORIGIN = "origin.json"  # of a workdir made from another run: what it was made from
 
 
 def claim(workdir: pathlib.Path, run: Run) -> None:
@@ -41,6 +43,16 @@ def claim(workdir: pathlib.Path, run: Run) -> None:
         fresh.replace(stored)
     except OSError as error:
         raise ConfigError(f"workdir {workdir} cannot be written: {error}") from None
+
+
+def check_origin(workdir: pathlib.Path) -> None:
+    """Raises `CheckpointError` if the workdir was made from another run: its first checkpoint, which it should begin with, is gone."""
+    if (workdir / ORIGIN).is_file():
+        origin = read_json(workdir / ORIGIN)
+        raise CheckpointError(
+            f"{workdir} was made from {origin.get('workdir')} by `paramshare {origin.get('command')}`, but its first checkpoint is gone; "
+            "remove the folder and make it again"
+        )
 
 
 def stored_config(workdir: pathlib.Path) -> Config:

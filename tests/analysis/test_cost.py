@@ -5,6 +5,7 @@ import json
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 
 import paramshare
@@ -127,10 +128,10 @@ def test_text_and_json_say_the_same():
     assert data["counts"]["trainable"] == 126_688
     for number in (
         *data["counts"].values(),
-        *(data[name] for name in ("generated", "plain", "use", "convolutions", "generation", "bytes")),
+        *(data[name] for name in ("generated", "plain", "use", "convolutions", "generation", "bytes", "optimizer", "all_reduce")),
     ):
         assert f"{number:,}" in text
-    assert len(text.splitlines()) == 2 + len(data["layers"]) + 11
+    assert len(text.splitlines()) == 2 + len(data["layers"]) + 16
 
 
 def test_a_rings_three_figures_against_what_it_generates_and_the_plain_network():
@@ -142,3 +143,16 @@ def test_a_rings_three_figures_against_what_it_generates_and_the_plain_network()
         "private": ["532,008", "4.77%", "4.55%"],
         "trainable": ["2,891,304", "25.91%", "24.73%"],
     }
+
+
+def test_bytes_of_training_are_those_of_its_arrays():
+    """SWRN 16-1-1: 126,688 numbers in float32; statistics are a mean and a variance of 7 batch norms' channels."""
+    shared = paramshare.create_model("swrn-16-1-1")
+    c = cost(shared, (32, 32, 3))
+    # bn1, bn2 of two blocks a stage (the first bn1 of a stage has the channels of the one before), and the last one
+    channels = (16 + 3 * 16) + (16 + 3 * 32) + (32 + 3 * 64) + 64
+    assert (c.bytes, c.optimizer, c.all_reduce) == (4 * 126_688, 4 * 126_688, 4 * (126_688 + 2 * channels + 2))
+    assert c.unshared == {"bytes": 4 * 175_066, "optimizer": 4 * 175_066, "all_reduce": 4 * (175_066 + 2 * channels + 2)}
+    adam = cost(shared, (32, 32, 3), optax.adam(0.1))
+    assert adam.optimizer == 2 * 4 * 126_688 + 4  # two moments, and a count of steps
+    assert "storage 506,752 72.37%" in " ".join(str(c).split())

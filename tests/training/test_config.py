@@ -137,7 +137,7 @@ def test_the_stem_is_that_of_the_images_size_or_the_one_asked_for(images, stem, 
 def test_a_stem_is_refused_where_there_is_no_choice(images, network, digits):
     with pytest.raises(ModelError, match="swrn-16-1-1 has no option 'stem'"):
         prepare(Config(model=Model("swrn-16-1-1", stem="cifar")), data=images(32), devices=jax.devices()[:1])
-    with pytest.raises(ConfigError, match=r"model\.stem are for networks by name"):
+    with pytest.raises(ConfigError, match=r"model\.stem and model\.tied are for networks by name"):
         prepare(Config(model=Model(stem="cifar")), model=network, data=digits, devices=jax.devices()[:1])
 
 

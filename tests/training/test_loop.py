@@ -210,7 +210,7 @@ def test_lines_tell_the_penalty_and_the_gradients_of_their_steps(config, digits,
         found[every] = [line for line in read_metrics(workdir / "metrics.jsonl") if line["kind"] == "train"]
     steps, lines = found[1], found[4]
     assert [line["step"] for line in lines] == [4, 8]
-    measured = ["loss", "accuracy", "gradient_max/filters", "gradient_mean/filters", "penalty"]
+    measured = ["loss", "accuracy", "gradient_max/filters", "gradient_mean/filters", "orthogonality"]
     assert list(lines[0]) == ["kind", "step", *measured, "learning_rate"]
     for line in lines:
         window = steps[line["step"] - 4 : line["step"]]

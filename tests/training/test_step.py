@@ -162,7 +162,7 @@ def test_a_penalty_adds_its_own_gradient_and_nothing_else(digits, config, factor
     chex.assert_trees_all_close(jax.tree.map(jnp.subtract, gradient, without), expected, rtol=1e-5, atol=2e-6)
     # The loss told is the cross entropy; the penalty is told before it is weighed, and only where there is one.
     np.testing.assert_allclose(metrics["loss"], plain["loss"], rtol=1e-6)
-    np.testing.assert_allclose(metrics["penalty"], alone(trainable), rtol=1e-5)
+    np.testing.assert_allclose(metrics["orthogonality"], alone(trainable), rtol=1e-5)
     assert set(plain) == {"loss", "accuracy", "finite"}
 
 
@@ -174,7 +174,7 @@ def test_gradient_flow_is_that_of_the_averaged_gradient_of_each_bank(digits, con
     for bank, leaves in gradient["banks"].items():
         size = np.abs(np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(leaves)]))
         wanted |= {f"gradient_mean/{bank}": size.mean(dtype=np.float64), f"gradient_max/{bank}": size.max()}
-    assert set(metrics) == {"loss", "accuracy", "finite", "penalty", *wanted} and len(wanted) == 4
+    assert set(metrics) == {"loss", "accuracy", "finite", "orthogonality", *wanted} and len(wanted) == 4
     for name, value in wanted.items():
         assert float(metrics[name]) == pytest.approx(float(value), rel=1e-5) and value > 0
 
