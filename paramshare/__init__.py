@@ -1,6 +1,10 @@
 """Cross-layer parameter sharing for JAX and Flax."""
 
+from paramshare.analysis.batch_statistics import StatisticsError, reestimate
+from paramshare.analysis.conversion import ConversionError, bake, convert
 from paramshare.analysis.folding import FoldError, fold
+from paramshare.analysis.loop_plan import LoopError
+from paramshare.analysis.looping import loop, unloop
 from paramshare.analysis.similarity import similarity
 from paramshare.layout import Layout, PlanError
 from paramshare.models import ModelError
@@ -11,9 +15,11 @@ from paramshare.shared import Shared, count, decay_mask, share
 from paramshare.zoo import create_model, list_models
 
 __all__ = [
+    "ConversionError",
     "FilterBasis",
     "FoldError",
     "Layout",
+    "LoopError",
     "ModelError",
     "PenaltyError",
     "Plan",
@@ -25,14 +31,20 @@ __all__ = [
     "Shared",
     "Site",
     "Soft",
+    "StatisticsError",
     "Tied",
+    "bake",
+    "convert",
     "count",
     "create_model",
     "decay_mask",
     "fold",
     "list_models",
+    "loop",
     "orthogonality",
     "recurrence",
+    "reestimate",
     "share",
     "similarity",
+    "unloop",
 ]
