@@ -41,7 +41,7 @@ def _export(known: argparse.Namespace, rest: list[str]) -> int:
     if isinstance(model, Shared) and known.form == "baked":
         model, variables = model.model, bake(model, variables)
     elif isinstance(model, Shared) and known.form == "looped":
-        looped = loop(model, variables)
+        looped = loop(model, variables, unroll=False)  # whatever this machine would choose
         model, variables = looped.model, looped.variables
         print(looped, end="\n\n")
     folder = export(model, variables, known.output, run.data.image_shape, mean=run.data.mean, std=run.data.std, train=False)
