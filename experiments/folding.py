@@ -16,6 +16,7 @@ import pathlib
 import shlex
 import statistics
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from paramshare.analysis.folding import FoldedBank, fold
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--recurrence", type=float, default=0.01)
+    parser.add_argument("--thresholds", nargs="+", type=float, default=THRESHOLDS, help="to fold at")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     known, rest = parser.parse_known_args()
     base = override(load_file(known.config), rest, known.config)
@@ -51,7 +53,7 @@ def main() -> None:
                 model=dataclasses.replace(base.model, name=known.model),
                 penalty=dataclasses.replace(base.penalty, recurrence=weight),
             )
-            found += one(config, known.out / f"recurrence{weight:g}-seed{seed}")
+            found += one(config, known.out / f"recurrence{weight:g}-seed{seed}", known.thresholds)
             (known.out / "folding.json").write_text(json.dumps(found, indent=1) + "\n")
     for weight in (0.0, known.recurrence):
         workdir = known.out / f"recurrence{weight:g}-seed{known.seeds[0]}"
@@ -65,7 +67,7 @@ def main() -> None:
     print(f"\n{table}\n\n{about}")
 
 
-def one(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
+def one(config: Config, workdir: pathlib.Path, thresholds: Sequence[float]) -> list[dict[str, Any]]:
     """Trains a network, and folds it in every way: a record each."""
     train(config, workdir)
     run, variables, _ = trained(workdir)
@@ -78,7 +80,7 @@ def one(config: Config, workdir: pathlib.Path) -> list[dict[str, Any]]:
     layers = {bank.name: len(bank.sites) for bank in run.model.layout.banks}
     period2: dict[str, Any] = {"groups": {name: [i % 2 for i in range(number)] for name, number in layers.items()}}
     records = []
-    for label, options in [("not folded", None), *((f"{t:g}", {"threshold": t}) for t in THRESHOLDS), ("period 2", period2)]:
+    for label, options in [("not folded", None), *((f"{t:g}", {"threshold": t}) for t in thresholds), ("period 2", period2)]:
         record = {"recurrence": config.penalty.recurrence, "seed": config.seed, "fold": label, "before": before, "near": pairs}
         if options is None:
             banks, its, tied = (), variables, ()

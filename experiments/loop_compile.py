@@ -5,7 +5,7 @@
 A residual network of two stages, the second with 10, 40 or 100 blocks that use two kernels in turn. For each depth and form the gradient
 of a training step is compiled and run: seconds to trace, and to compile; instructions in the optimized program; milliseconds for the
 forward pass and for the gradient. Times are the process's own (user and system, all threads), which change little when other work runs
-beside it; of runs, the least of a few, and in brackets the clock's. Three minutes of processor time.
+beside it; of runs, the least of a few, and in brackets the clock's. About five minutes of processor time.
 """
 
 import argparse

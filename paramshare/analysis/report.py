@@ -2,24 +2,18 @@
 
 import dataclasses
 import html
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from paramshare.analysis.charts import colour, heat_map, hundredths, line_chart
+from paramshare.analysis.charts import line_chart
 from paramshare.analysis.cost import Cost
 from paramshare.analysis.folding import Folded
 from paramshare.analysis.page import details, page, paragraph, section, table
-from paramshare.analysis.pictures import site_labels
-from paramshare.analysis.similarity import layers
-from paramshare.analysis.snapshots import THRESHOLDS, Snapshot, near_pairs, spread
+from paramshare.analysis.report_similarity import comparable, similarity_section
+from paramshare.analysis.snapshots import Snapshot
 from paramshare.layout import Layout
-from paramshare.schemes import Soft
 
-MOST_SNAPSHOTS = 60  # that the slider moves through
 KINDS = ("banks", "coefficients", "private", "trainable")
 
 
@@ -70,11 +64,14 @@ def html_report(record: Record) -> str:
       >>> "<h1>wrn-16-1 on digits</h1>" in text, "has not finished" in text
       (True, True)
     """
-    shared = [_similarity(record), _sharing(record), _folding(record)] if record.layout else [_nothing_shared(record)]
-    similarity, *others = shared
-    cost = [_cost(record.cost)] if record.cost else []
-    body = [_result(record), _curves(record), similarity, *others[:1], *cost, *others[1:]]
-    return page(record.title, body, script=record.layout is not None and len(_comparable(record)) > 1)
+    snapshots = list(record.snapshots) or [one for one in [record.now] if one]
+    if record.layout is None:
+        sharing, folding = _nothing_shared(record), ""
+    else:
+        sharing, folding = similarity_section(record.layout, snapshots) + "\n" + _sharing(record, record.layout), _folding(record)
+    cost = _cost(record.cost) if record.cost else ""
+    body = [part for part in (_result(record), _curves(record), sharing, cost, folding) if part]
+    return page(record.title, body, script=record.layout is not None and len(comparable(snapshots)) > 1)
 
 
 def _result(record: Record) -> str:
@@ -133,10 +130,7 @@ def _nothing_shared(record: Record) -> str:
     return section("Sharing", paragraph("The layers of this network share nothing; there is no similarity, and nothing to fold."))
 
 
-def _sharing(record: Record) -> str:
-    layout = record.layout
-    if layout is None:
-        return ""
+def _sharing(record: Record, layout: Layout) -> str:
     rows = [("bank", "scheme", "layers", "shapes", "trained numbers", "weights made", "saved")]
     for bank in layout.banks:
         shapes = list(dict.fromkeys("x".join(map(str, site.shape)) for site in bank.sites))
@@ -175,23 +169,19 @@ def _sites(sites: Sequence[Any]) -> list[tuple[str, str]]:
 
 
 def _cost(cost: Cost) -> str:
-    parts = []
     rows = [("", "trained numbers", "of the weights made", "of the network without sharing")]
     for kind in KINDS if cost.generated else ("trainable",):
         number = cost.counts[kind]
-        made = f"{number / cost.generated:.2%}" if cost.generated else ""
-        rows.append((kind, f"{number:,}", made, f"{number / cost.plain:.2%}"))
-    parts.append(table(rows, right=(1, 2, 3), sums=1))
-    work = [
-        ("memory and work", "numbers"),
-        ("bytes of the trained numbers", f"{cost.bytes:,}"),
-        ("bytes of the optimizer's state", f"{cost.optimizer:,}"),
-        ("bytes averaged over devices in a step", f"{cost.all_reduce:,}"),
-        ("multiply-adds an image", f"{cost.use:,}"),
-    ]
-    work.append(("of them in convolutions", f"{cost.convolutions:,}"))
+        rows.append((kind, f"{number:,}", f"{number / max(1, cost.generated):.2%}", f"{number / cost.plain:.2%}"))
+    memory = [("bytes", "", "of the network without sharing")]
+    for name, told in (("bytes", "stored"), ("optimizer", "optimizer's state"), ("all_reduce", "averaged over devices, a step")):
+        memory.append((told, f"{getattr(cost, name):,}", f"{getattr(cost, name) / max(1, cost.unshared[name]):.2%}"))
+    if not cost.generated:  # nothing to compare with
+        rows, memory = [row[:2] for row in rows], [row[:2] for row in memory]
+    parts = [table(rows, right=(1, 2, 3), sums=1), table(memory, right=(1, 2))]
+    work = [("multiply-adds", ""), ("an image", f"{cost.use:,}"), ("of them in convolutions", f"{cost.convolutions:,}")]
     if cost.generation:
-        work.append(("multiply-adds a step, to make the shared kernels", f"{cost.generation:,}"))
+        work.append(("a step, to make the shared kernels", f"{cost.generation:,}"))
     parts.append(table(work, right=(1,)))
     by_layer = [("layer", "bank", "weights", "private", "multiply-adds")]
     for layer in cost.layers:

@@ -95,7 +95,7 @@ def read_run(workdir: str | pathlib.Path, *, model: nn.Module | None = None) -> 
     try:
         shape, classes = images_of(workdir)
         network = named_network(config, classes, shape) if model is None else model
-        found["cost"] = cost(network, shape)
+        found["cost"] = cost(network, shape, optimizer(config, learning_rate(config, 1)))
         if isinstance(network, Shared):
             found["layout"] = network.layout
             variables, step = variables_of(workdir, config, network, shape)

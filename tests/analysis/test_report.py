@@ -4,6 +4,7 @@ import html.parser
 import json
 import math
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ import pytest
 from paramshare import Plan, Rule, Soft, create_model, fold, share
 from paramshare.analysis.charts import VIRIDIS, colour, heat_map, line_chart
 from paramshare.analysis.cost import cost
-from paramshare.analysis.report import MOST_SNAPSHOTS, Record, html_report
+from paramshare.analysis.report import Record, html_report
+from paramshare.analysis.report_similarity import MOST_SNAPSHOTS
 from paramshare.analysis.snapshots import THRESHOLDS, Snapshot, make_snapshot
 from paramshare.models import WideResNet
 
@@ -66,10 +68,11 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture(scope="module")
 def record() -> Record:
     """Of a network that was never trained: its lines are made up, its banks are real, and stage 2 folds."""
-    shared = create_model("swrn-16-1-2", input_shape=SHAPE)
+    shared: Any = create_model("swrn-16-1-2", input_shape=SHAPE)
     banks, coefficients = shared.layout.init(jax.random.key(0))
     variables = {"banks": banks, "params": {"coefficients": coefficients | {"stage2": jnp.array([[1.0, 2.0], [-2.0, -4.0]])}}}
-    matrices = {name: np.array(rows) for name, rows in make_snapshot(shared)(variables).items()}
+    snapshot: Any = make_snapshot(shared)
+    matrices = {name: np.array(rows) for name, rows in snapshot(variables).items()}
     lines = [{"kind": "epoch", "step": i, "epoch": i, "loss": 1 / i, "accuracy": i / 4, "validation_accuracy": i / 5} for i in (1, 2, 3)]
     past = [Snapshot(i, 20 * i, {name: i / 3 * matrix for name, matrix in matrices.items()}) for i in range(4)]
     return Record(
@@ -137,6 +140,21 @@ def test_the_slider_has_every_snapshot_and_the_last_one_stands_without_it(record
     assert "hidden" in bar and page.all("noscript")
 
 
+def test_the_script_finds_every_pair():
+    """The page's own arithmetic: which number of the upper triangle is that of row i and column j."""
+    model, x = WideResNet(22, 1), jnp.zeros((1, *SHAPE))
+    layout = share(model, Plan(Rule(r"stage1/block[23]/conv\d/kernel", Soft(1), bank="b")), x).layout
+    matrix = np.arange(16).reshape(4, 4) / 100
+    matrix = np.triu(matrix) + np.triu(matrix, 1).T
+    page = Page(html_report(Record(CONFIG, layout=layout, snapshots=[Snapshot(i, i, {"b": matrix}) for i in range(2)])))
+    values, size = json.loads(page.scripts[0])["maps"][0][1], 4
+    assert "values[i * size - (i * (i - 1)) / 2 + j - i]" in page.scripts[1]
+    for (row, column), value in np.ndenumerate(matrix):
+        i, j = min(row, column), max(row, column)
+        assert values[i * size - i * (i - 1) // 2 + j - i] == round(100 * value)
+    assert [a["fill"] for a in page.all("rect")] == [colour(round(100 * value)) for value in matrix.ravel()]
+
+
 def test_long_runs_keep_the_slider_short(record):
     matrices = record.snapshots[-1].matrices
     other = Snapshot(-1, 0, {"gone": np.eye(2)})  # of before the network was another
@@ -165,12 +183,13 @@ def test_hostile_names_stay_text():
     banks, coefficients = shared.layout.init(jax.random.key(0))
     variables = {"banks": banks, "params": {"coefficients": coefficients}}
     now = Snapshot(1, 1, {bad: np.eye(2)})
+    result = {**RESULT, "devices": worse, "selected": {**RESULT["selected"], "epoch": worse}}
     config = {"model": {"name": worse}, "data": {"name": worse}, "epochs": 1, worse: worse}
     text = html_report(
         Record(
             config,
             (),
-            {**RESULT, "devices": worse},
+            result,
             shared.layout,
             cost(shared, SHAPE),
             [now, now],
@@ -181,6 +200,8 @@ def test_hostile_names_stay_text():
     )
     page = Page(text)
     assert page.text.count(bad) >= 9 and page.text.count(worse) >= 6
+    assert f"at epoch {worse}, chosen" in page.text
+    page = Page(text + heat_map(np.eye(2), [worse, bad], "c") + line_chart({worse: [(1, 1)]}, title=bad, levels={bad: 2}))
     assert not page.all("img") and len(page.all("script")) == 2 and not re.search("<(script|img)[^>]*(alert|onerror)", text)
 
 
@@ -192,15 +213,19 @@ def test_numbers_that_are_none_do_not_break_the_charts(value):
     assert "nothing to draw" in line_chart({"a": [(1, math.nan)]}, title="t")
 
 
+def polyline(drawn: str) -> list[str]:
+    return re.findall('points="([^"]*)"', drawn)[0].split()
+
+
 @pytest.mark.parametrize(("log", "ys"), [(False, [0.0, 0.0]), (False, [1e-9, 3e7]), (True, [2e-9, 3e7]), (False, [5.0]), (True, [5.0])])
 def test_points_lie_inside_the_chart(log, ys):
     """Whatever the range, and the ticks enclose them."""
     drawn = line_chart({"a": list(enumerate(ys))}, title="t", log=log)
-    points = re.search('points="([^"]*)"', drawn)[1].split()
-    width, height = map(int, re.search('viewBox="0 0 ([0-9]+) ([0-9]+)"', drawn).groups())
+    points = polyline(drawn)
+    ((width, height),) = re.findall('viewBox="0 0 ([0-9]+) ([0-9]+)"', drawn)
     assert len(points) == len(ys)
     for x, y in (map(float, point.split(",")) for point in points):
-        assert 0 < x < width and 0 < y < height
+        assert 0 < x < int(width) and 0 < y < int(height)
     assert 2 <= drawn.count('class="grid"') <= 9
 
 
@@ -211,7 +236,7 @@ def test_counts_have_whole_ticks():
 
 def test_higher_is_up_and_in_proportion():
     drawn = line_chart({"a": [(0, 0.0), (1, 5.0), (2, 10.0)], "b": [(0, 1.0), (2, 10.0)]}, title="t")
-    first = [tuple(map(float, point.split(","))) for point in re.search('points="([^"]*)"', drawn)[1].split()]
+    first = [tuple(map(float, point.split(","))) for point in polyline(drawn)]
     (x0, y0), (x1, y1), (x2, y2) = first
     assert x0 < x1 < x2 and y0 > y1 > y2
     # Coordinates are written to a tenth.

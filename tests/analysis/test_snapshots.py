@@ -1,5 +1,7 @@
 """What is kept of similarity while training is what `similarity` says, and damage to it is passed over."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,12 +22,18 @@ def drawn(shared) -> dict:
     return {"banks": banks, "params": {"coefficients": coefficients}}
 
 
+def take(shared, variables) -> dict:
+    snapshot = make_snapshot(shared)
+    assert snapshot
+    return snapshot(variables)
+
+
 @pytest.mark.parametrize("scheme", [Soft(2), Ring(600)], ids=str)
 def test_it_is_the_similarity_to_four_decimals(scheme):
     shared = share(WideResNet(16, 1), Plan(Rule(r"stage[12]/block2/conv\d/kernel", scheme, bank="b") if isinstance(scheme, Ring) else
                    Rule(r"(?P<s>stage[12])/block2/conv\d/kernel", scheme, bank="{s}")), X)  # fmt: skip
     variables = drawn(shared)
-    kept, whole = make_snapshot(shared)(variables), similarity(shared, variables)
+    kept, whole = take(shared, variables), similarity(shared, variables)
     assert list(kept) == list(whole) and len(kept) == 2
     for name, matrix in whole.items():
         assert kept[name] == np.round(np.asarray(matrix, np.float64), 4).tolist()
@@ -34,7 +42,7 @@ def test_it_is_the_similarity_to_four_decimals(scheme):
 def test_banks_of_one_layer_are_left_out():
     rules = [Rule("stage1/block2/conv1/kernel", Soft(1), bank="one"), Rule(r"stage2/block2/conv\d/kernel", Soft(1), bank="two")]
     shared = share(WideResNet(16, 1), Plan(*rules), X)
-    assert list(make_snapshot(shared)(drawn(shared))) == ["two"]
+    assert list(take(shared, drawn(shared))) == ["two"]
     alone = share(WideResNet(16, 1), Plan(rules[0]), X)
     assert make_snapshot(alone) is None and make_snapshot(WideResNet(16, 1)) is None
 
@@ -42,7 +50,7 @@ def test_banks_of_one_layer_are_left_out():
 def test_it_is_compiled_once(caplog):
     shared = create_model("swrn-16-1-1", input_shape=(8, 8, 3))
     variables = drawn(shared)
-    snapshot = make_snapshot(shared)
+    snapshot: Any = make_snapshot(shared)
     snapshot(variables)
     variables = jax.tree.map(lambda x: x + 0, variables)
     with jax.log_compiles():
@@ -51,7 +59,7 @@ def test_it_is_compiled_once(caplog):
     assert found["stage1"] == [[1, 1], [1, 1]]  # one template: a loop by construction
 
 
-def line(epoch=1, matrices=None, **more) -> dict:
+def line(epoch: Any = 1, matrices: Any = None, **more) -> dict:
     return {
         "kind": "similarity",
         "step": 5,

@@ -105,11 +105,12 @@ def test_tensorboard_takes_the_lines(tmp_path):
 def test_the_report_of_a_network_of_ones_own(whole, network):
     record = read_run(whole, model=network)
     assert not record.notes and record.layout == network.layout and len(record.snapshots) == 4 and len(record.foldings) == 4
-    assert images_of(whole) == ((8, 8, 1), 10)
+    assert record.now and images_of(whole) == ((8, 8, 1), 10)
     np.testing.assert_allclose(list(record.now.matrices.values()), list(record.snapshots[-1].matrices.values()))
     unknown = read_run(whole)
     assert "cannot be built by its name" in unknown.notes[0] and "Small" in unknown.notes[0]
     assert unknown.layout is None and len(unknown.snapshots) == 4
+    assert unknown.result
     page = write_report(unknown, whole).read_text()
     assert f"{unknown.result['last']['test']['accuracy']:.2%}" in page and "could not be built" in page
 
@@ -117,4 +118,5 @@ def test_the_report_of_a_network_of_ones_own(whole, network):
 def test_a_state_knows_its_epoch(whole, three, network, digits):
     variables, step = variables_of(whole, three, network, digits.image_shape, "best")
     chosen = json.loads((whole / "result.json").read_text())["selected"]["epoch"]
-    assert snapshot_of(network, variables, step, read_metrics(whole / "metrics.jsonl")).epoch == chosen
+    found = snapshot_of(network, variables, step, read_metrics(whole / "metrics.jsonl"))
+    assert found and found.epoch == chosen
