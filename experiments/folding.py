@@ -87,7 +87,7 @@ def one(config: Config, workdir: pathlib.Path, thresholds: Sequence[float]) -> l
         else:
             folded = fold(run.model, variables, **options)
             banks, its = folded.banks, folded.variables
-            tied = tuple(tied_text(b.name, folded.shared.layout[b.name].scheme, layers[b.name]) for b in banks if not b.note)
+            tied = tuple(tied_text(folded.shared.layout[b.name]) for b in banks if not b.note)
         fresh = prepare(fine_tuning(with_model(config, tied=tied)))
         record |= {
             "banks": [dataclasses.asdict(bank) for bank in banks],

@@ -115,7 +115,8 @@ for name, (variables, _) in runs.items():
 # %%
 looped = paramshare.loop(folded.shared, folded.variables, unroll=False)
 print(looped)
-print(f"{paramshare.count(looped.variables)['trainable']:,} trainable numbers, {paramshare.count(runs['encouraged'][0])['trainable']:,} before")
+before, after = (paramshare.count(variables)["trainable"] for variables in (runs["encouraged"][0], looped.variables))
+print(f"{after:,} trainable numbers, {before:,} before")
 program = jax.jit(looped.model.apply).lower(looped.variables, test_x).compile().as_text()
 print(f"the program has {program.count(' while(')} loops")
 difference = jnp.abs(looped.model.apply(looped.variables, test_x) - folded.shared.apply(folded.variables, test_x)).max()

@@ -2,6 +2,7 @@
 
 from paramshare.analysis.batch_statistics import StatisticsError, reestimate
 from paramshare.analysis.conversion import ConversionError, bake, convert
+from paramshare.analysis.factorise import factorise
 from paramshare.analysis.folding import FoldError, fold
 from paramshare.analysis.loop_plan import LoopError
 from paramshare.analysis.looping import loop, unloop
@@ -38,6 +39,7 @@ __all__ = [
     "count",
     "create_model",
     "decay_mask",
+    "factorise",
     "fold",
     "list_models",
     "loop",

@@ -12,6 +12,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices; its threads would fight over cores that two workers share
+
 # Before JAX starts its backends. An accelerator is used on request: JAX_PLATFORMS=cuda pytest.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"

@@ -1,5 +1,7 @@
 """The recurrence penalty: what is missing from the layers' similarity, with a gradient everywhere."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +40,7 @@ def test_nothing_is_missing_from_one_kernel_with_signed_scales():
 
 
 def test_it_is_what_similarity_leaves():
-    shared = paramshare.create_model("swrn-16-1-2", input_shape=(8, 8, 3))
+    shared: Any = paramshare.create_model("swrn-16-1-2", input_shape=(8, 8, 3))
     its = shared.init(jax.random.key(0, impl="rbg"), jnp.zeros((1, 8, 8, 3)))
     left = sum(float(jnp.sum(1 - matrix)) for matrix in paramshare.similarity(shared, its).values())
     assert float(recurrence(its)) == pytest.approx(left, abs=1e-5)
@@ -78,7 +80,7 @@ def test_bad_input_is_told():
     its = variables(a=np.ones((2, 2)))
     with pytest.raises(PenaltyError, match=r"'stage1' matches no bank; the banks are \['a'\]"):
         recurrence(its, "stage1")
-    with pytest.raises(PenaltyError, match="recurrence: pool .* is not a regular expression"):
+    with pytest.raises(PenaltyError, match=r"recurrence: pool .* is not a regular expression"):
         recurrence(its, "(")
     with pytest.raises(PenaltyError, match=r"without banks of templates \(Soft\); its banks are \['r'\]"):
         recurrence({"banks": {"r": {"ring": jnp.ones(3)}}, "params": {}})

@@ -53,10 +53,11 @@ def factorise(shared: Shared, variables: Mapping[str, Any], images: Any = None) 
       >>> from paramshare.analysis.factorise import factorise
       >>> x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
       >>> dense = paramshare.create_model("resnet14", input_shape=(8, 8, 3)).init(jax.random.key(1), x)
-      >>> print(factorise(paramshare.create_model("resnet14-s32u0", input_shape=(8, 8, 3)), dense, x))
-      bank    scheme                                        layers  numbers before  after  kernel error  worst layer
-      ------  --------------------------------------------  ------  --------------  -----  ------------  -----------  --------------------
-      stage1  FilterBasis(shared=32, unique=0, bases=1, orthonormal=True)...
+      >>> converted = factorise(paramshare.create_model("resnet14-s32u0", input_shape=(8, 8, 3)), dense, x)  # more than enough filters
+      >>> [(bank.name, bank.layers, bank.before, bank.after) for bank in converted.banks]
+      [('stage1', 2, 4608, 5760), ('stage2', 2, 18432, 22784), ('stage3', 2, 73728, 90624)]
+      >>> converted.output_change < 1e-5
+      True
 
     References:
       Kang & Kim, NeurIPS 2021, arXiv:2006.05066, for the network; the way from a dense one is this library's own.

@@ -56,7 +56,6 @@ def _trained(known: argparse.Namespace) -> tuple["Run", dict[str, Any], int]:
 def _fold(known: argparse.Namespace, rest: list[str]) -> int:
     from paramshare.analysis.folding import fold
     from paramshare.shared import Shared
-    from paramshare.training.data import normalise
     from paramshare.training.run import tied_text
 
     run, variables, step = _trained(known)
@@ -68,7 +67,7 @@ def _fold(known: argparse.Namespace, rest: list[str]) -> int:
     folded = fold(
         run.model,
         variables,
-        normalise(run.data.test[0]["image"][None], run.data.mean, run.data.std),
+        _image(run),
         threshold=known.threshold,
         scale=not known.drop_scales,
         banks=known.banks,
@@ -77,7 +76,7 @@ def _fold(known: argparse.Namespace, rest: list[str]) -> int:
     )
     if not known.json:
         print(folded, end="\n\n")
-    tied = [tied_text(bank.name, folded.shared.layout[bank.name].scheme, len(bank.groups)) for bank in folded.banks if not bank.note]
+    tied = [tied_text(folded.shared.layout[bank.name]) for bank in folded.banks if not bank.note]
     told = {"threshold": folded.threshold, "scales": not known.drop_scales, "banks": [dataclasses.asdict(bank) for bank in folded.banks]}
     if not folded.changed:
         if known.json:
@@ -92,23 +91,38 @@ def _fold(known: argparse.Namespace, rest: list[str]) -> int:
 
 def _convert(known: argparse.Namespace, rest: list[str]) -> int:
     from paramshare.analysis.conversion import bake, convert
+    from paramshare.analysis.factorise import factorise
     from paramshare.shared import Shared
-    from paramshare.training.data import normalise
+    from paramshare.training.derive import training_images
 
     run, variables, step = _trained(known)
     target = _prepared(run, known, rest, name=known.model, tied=())
     dense = bake(run.model, variables) if isinstance(run.model, Shared) else variables
     told: dict[str, Any] = {"model": known.model}
+    fresh = dense
     if isinstance(target.model, Shared):
-        image = normalise(run.data.test[0]["image"][None], run.data.mean, run.data.std)
-        converted = convert(target.model, dense, image, train=False)
+        if getattr(target.model.model, "rank", 0) and not getattr(_plain(run.model), "rank", 0):
+            converted = factorise(target.model, dense, next(training_images(run, 1)))
+        else:
+            converted = convert(target.model, dense, _image(run), train=False)
         fresh = converted.variables
         told["banks"] = [dataclasses.asdict(bank) for bank in converted.banks]
         if not known.json:
             print(converted, end="\n\n")
-    else:
-        fresh = dense
     return _finish(known, run, target, variables, fresh, told, step)
+
+
+def _plain(model: Any) -> Any:
+    return getattr(model, "model", model)
+
+
+def _image(run: "Run") -> Any:
+    """One test image, normalised."""
+    import jax.numpy as jnp
+
+    from paramshare.training.data import normalise
+
+    return normalise(jnp.asarray(run.data.test[0]["image"])[None], run.data.mean, run.data.std)
 
 
 def _prepared(run: "Run", known: argparse.Namespace, rest: list[str], **model: Any) -> "Run":

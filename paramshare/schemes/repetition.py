@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from paramshare.schemes.interface import UNIQUE, SchemeError, Site, bank_dtype, check_arrays, check_count, check_sites
+from paramshare.schemes.repetition_fit import fit
 
 Transform = Literal["swish", "linear", "fourier"]
 NUMBERS = {"swish": 2, "linear": 0, "fourier": 6}  # learned a copy
+IDENTITY = {"swish": (2.0, 0.0), "linear": (), "fourier": (0.0, 1.0, 0.0, 0.0, 0.0, 0.0)}  # those that make a plain copy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +167,40 @@ class Repeat:
             kernel = base if site.shape == base.shape else self._repeat(base, site.shape, coefficients.get(_name(site), {}))
             kernels.append(kernel.astype(site.dtype))
         return tuple(kernels)
+
+    def from_dense(
+        self, kernels: tuple[jax.Array, ...], sites: tuple[Site, ...]
+    ) -> tuple[dict[str, jax.Array], dict[str, dict[str, jax.Array]]]:
+        """Bases, and numbers, whose kernels are near to the given ones, in the sum of squares.
+
+        "linear", and kernels of their base's own shape: the nearest there are, every entry of a base the mean of what repeats it. Else by
+        alternating least squares (`paramshare.schemes.repetition_fit`), never farther than plain copies of those means; the problem is not
+        convex, so that others may be nearer.
+
+        Args:
+          kernels: arrays, in the order of the sites.
+          sites: the bank's sites.
+
+        Raises:
+          SchemeError: if the kernels do not have the sites' shapes.
+        """
+        self.check(sites)
+        check_arrays(self, "kernels", tuple(kernels), tuple(site.shape for site in sites))
+        dtype, bases = bank_dtype(sites), self._bases(sites)
+        wanted = [jnp.asarray(kernel, dtype) for kernel in kernels]
+        identity = jnp.asarray(IDENTITY[self.transform], dtype)
+        numbers = {
+            name: {what: jnp.broadcast_to(identity, shape) for what, shape in shapes.items()}
+            for name, shapes in self._arrays(sites)[1].items()
+        }
+        together = [range(len(sites))] if self.source is not None else [[i] for i in range(len(sites))]
+        bank, coefficients = {}, {}
+        for members in together:
+            own = [numbers.get(_name(sites[i]), {}) for i in members]
+            base, own = fit(self._repeat, [wanted[i] for i in members], bases[members[0]], own, centred=self.transform == "fourier")
+            bank[_name(sites[members[0]])] = base
+            coefficients |= {_name(sites[i]): its for i, its in zip(members, own, strict=True) if its}
+        return bank, coefficients
 
     def _repeat(self, base: jax.Array, shape: tuple[int, ...], numbers: dict[str, jax.Array]) -> jax.Array:
         *cell, inputs, outputs = base.shape

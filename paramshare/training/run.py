@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from paramshare.layout import PlanError
+from paramshare.layout import PlanError, SharedBank
 from paramshare.penalties import PenaltyError
 from paramshare.schemes import Tied
 from paramshare.shared import Shared
@@ -186,9 +186,10 @@ def tied_scheme(text: str) -> tuple[str, Tied]:
         ) from error
 
 
-def tied_text(bank: str, scheme: Tied, layers: int) -> str:
-    """The inverse of `tied_scheme`, for a bank of so many layers."""
-    return f"{bank}={'*' if scheme.scaled else ''}{','.join(map(str, scheme.groups or (0,) * layers))}"
+def tied_text(bank: SharedBank) -> str:
+    """The inverse of `tied_scheme`, for a bank under `Tied`."""
+    assert isinstance(bank.scheme, Tied)
+    return f"{bank.name}={'*' if bank.scheme.scaled else ''}{','.join(map(str, bank.scheme.groups_of(bank.sites)))}"
 
 
 def check_penalty(config: Config, variables: Any) -> None:

@@ -72,10 +72,9 @@ SCHEMES = [
     Repeat(base=(3, 3, 3, 2), transform="linear"),
     Repeat(source="conv0/kernel"),
 ]
-LINEAR = SCHEMES[:-1] if not hasattr(Repeat, "from_dense") else SCHEMES
 
 
-@pytest.mark.parametrize("scheme", LINEAR, ids=str)
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_a_baked_network_converts_back_to_itself(scheme):
     """Its kernels come back, everything private is taken over bit by bit, and the variables are in form what `init` gives."""
     shared = network(scheme)

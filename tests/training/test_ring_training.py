@@ -48,7 +48,7 @@ def trained(digits):
 
 def accuracy(model: Shared, variables, digits) -> float:
     images, labels = digits
-    logits = jax.jit(lambda v, x: model.apply(v, x))(variables, (images[1437:].astype(np.float32) - MEAN) / np.float32(STD))
+    logits = jax.jit(lambda v, x: model.apply(v, x))(variables, (images[1437:].astype(np.float32) - MEAN) / np.asarray(STD, np.float32))
     return float(np.mean(np.argmax(np.asarray(logits), axis=-1) == labels[1437:]))
 
 
