@@ -152,9 +152,10 @@ def fold(
     """
     threshold = check_threshold(threshold)
     check_by(by)
-    shared.layout.expand(variables.get("banks", {}), variables.get("params", {}).get("coefficients", {}))  # raises if of another model
+    own = variables.get("params", {}).get("coefficients", {})
+    jax.eval_shape(shared.layout.expand, variables.get("banks", {}), own)  # raises if they are of another model
     asked, given = _asked(shared, banks), _given(shared, groups)
-    new_banks, new_coefficients = dict(variables["banks"]), dict(variables["params"].get("coefficients", {}))
+    new_banks, new_coefficients = dict(variables["banks"]), dict(own)
     schemes, reports = {}, []
     for bank in shared.layout.banks:
         report, scheme, arrays = _fold_bank(bank, variables, threshold, scale, by, bank.name in asked, given.get(bank.name))
@@ -166,10 +167,12 @@ def fold(
             if scheme.scaled:
                 new_coefficients[bank.name] = arrays[1]
     folded = Shared(shared.model, shared.layout.with_schemes(schemes))
-    params = {name: value for name, value in variables["params"].items() if name != "coefficients"}
+    params = {name: value for name, value in variables.get("params", {}).items() if name != "coefficients"}
     if new_coefficients:
         params["coefficients"] = new_coefficients
-    fresh = {**variables, "banks": new_banks, "params": params}
+    fresh = {**{name: value for name, value in variables.items() if name != "params"}, "banks": new_banks}
+    if params:
+        fresh["params"] = params
     change = None
     if example_inputs:
         before = shared.apply(variables, *example_inputs, **options)
@@ -313,13 +316,18 @@ def _fold_bank(
 
     # --- The bank that takes its place
     scheme = Tied(groups=groups, scaled=scale)
-    old = bank.scheme.expand(variables["banks"][bank.name], variables["params"].get("coefficients", {}).get(bank.name, {}), bank.sites)
+    old = _expand(bank, variables)
     dtype = jax.tree.leaves(variables["banks"][bank.name])[0].dtype
     arrays = {"kernels": jnp.asarray(kernels_GxP.reshape(-1, *bank.sites[0].shape), dtype)}, jnp.asarray(scales_L, dtype)
     new = scheme.expand(arrays[0], arrays[1] if scale else {}, bank.sites)
     error = max(relative_change(a, b) for a, b in zip(old, new, strict=True))
     kept = tuple(float(c) for c in scales_L) if scale else ()
     return FoldedBank(bank.name, groups, period(groups), kept, error, before, after), scheme, arrays
+
+
+def _expand(bank: SharedBank, variables: Mapping[str, Any]) -> tuple[jax.Array, ...]:
+    own = variables.get("params", {}).get("coefficients", {}).get(bank.name, {})
+    return bank.scheme.expand(variables["banks"][bank.name], own, bank.sites)
 
 
 def _cosines(rows_LxN: np.ndarray) -> np.ndarray:

@@ -202,6 +202,21 @@ def test_other_schemes_fold_by_their_kernels(scheme, groups):
     assert isinstance(folded.shared.layout["all"].scheme, Tied) and folded.saved > 0
 
 
+@pytest.mark.parametrize("scale", [True, False])
+def test_a_network_of_banks_alone_folds(scale):
+    """Nothing private: there is no `params`, before or without scales after."""
+    import flax.linen as nn
+
+    model = nn.Sequential([nn.Dense(6, use_bias=False) for _ in range(3)])
+    shared = paramshare.share(model, Plan(Rule(".*/kernel", Ring(100, mode="tile"), bank="all")), jnp.ones((1, 6)))
+    variables = shared.init(KEY, jnp.ones((1, 6)))
+    assert "params" not in variables
+    folded = fold(shared, variables, jnp.ones((2, 6)), scale=scale)
+    assert change(folded) < 1e-6 and ("params" in folded.variables) == scale
+    fresh = jax.eval_shape(lambda: folded.shared.init(KEY, jnp.ones((1, 6))))
+    assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, folded.variables)
+
+
 def test_layers_of_several_shapes_are_left():
     import flax.linen as nn
 
