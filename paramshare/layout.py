@@ -84,7 +84,7 @@ class Layout:
         """The weights made of the banks: path -> array, stacked where the model's parameter is stacked.
 
         Raises:
-          PlanError: if a bank of this layout is missing.
+          PlanError: if a bank of this layout is missing, or has not the shapes of its scheme.
         """
         weights: dict[str, dict[int | None, jax.Array]] = collections.defaultdict(dict)
         axes = {}
@@ -95,9 +95,11 @@ class Layout:
                 raise PlanError(
                     f"no entry for bank {bank.name!r} in {where!r}, only {found}; pass the variables of a model shared by this same plan"
                 )
-            for site, weight in zip(
-                bank.sites, bank.scheme.expand(banks[bank.name], coefficients.get(bank.name, {}), bank.sites), strict=True
-            ):
+            try:
+                made = bank.scheme.expand(banks[bank.name], coefficients.get(bank.name, {}), bank.sites)
+            except SchemeError as error:
+                raise PlanError(f"bank {bank.name!r}: {error}") from error
+            for site, weight in zip(bank.sites, made, strict=True):
                 weights[site.path][site.index] = weight
                 axes[site.path] = site.stack_axis
         return {

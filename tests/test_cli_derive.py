@@ -65,6 +65,7 @@ def test_folding_makes_a_run_that_goes_on(soft, tmp_path, capsys):
     assert {name: found[name] for name in told["test"]["after"]} == told["test"]["after"]
     assert json.loads((folded / "origin.json").read_text()) == told
     # And the workdir is one like any other.
+    assert "another configuration (epochs: 2 -> 3)" in refused(capsys, "train", "--workdir", folded, "--epochs", "3")
     assert "2 epochs" in command(capsys, "train", "--workdir", folded)
     again, after, step = trained(folded)
     assert step == 4 and again.config == run.config
@@ -98,6 +99,23 @@ def test_a_report_alone_writes_nothing(soft, capsys):
     said = command(capsys, "fold", soft, "--threshold", "0.01", "--banks", "stage[12]")
     assert "before" in said and "after" in said and "not asked for" in said
     assert sorted(str(path) for path in soft.parent.rglob("*")) == before
+
+
+def test_folders_of_others_stay(soft, tmp_path, capsys):
+    """Whatever is called nearly as the new workdir."""
+    (tmp_path / "new.tmp").mkdir()
+    (tmp_path / "new.tmp" / "thesis.txt").write_text("precious")
+    command(capsys, "fold", soft, "--threshold", "0.01", "--output", tmp_path / "new")
+    assert (tmp_path / "new.tmp" / "thesis.txt").read_text() == "precious"
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "new.tmp"}
+
+
+def test_statistics_are_fitted_where_they_are_synchronised_in_training(soft, tmp_path, capsys):
+    run, variables, _ = trained(soft)
+    model = dataclasses.replace(run.config.model, sync_batch_norm=True)
+    begin(prepare(dataclasses.replace(run.config, model=model)), variables, tmp_path / "sync", {})
+    told = json.loads(command(capsys, "fold", tmp_path / "sync", "--threshold", "0.01", "--reestimate", "99", "--json"))
+    assert told["reestimated_batches"] == 2  # what there is
 
 
 def test_conversion_to_and_from_a_dense_network(soft, tmp_path, capsys):

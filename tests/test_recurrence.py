@@ -76,6 +76,13 @@ def test_following_it_makes_layers_alike():
     assert float(recurrence(its)) < 1e-2
 
 
+def test_the_length_of_rows_does_not_matter():
+    rows = RNG.normal(size=(4, 3))
+    wanted = float(recurrence(variables(a=rows)))
+    for length in (1e-30, 1e30):
+        assert float(recurrence(variables(a=length * rows))) == pytest.approx(wanted, rel=1e-5)
+
+
 def test_bad_input_is_told():
     its = variables(a=np.ones((2, 2)))
     with pytest.raises(PenaltyError, match=r"'stage1' matches no bank; the banks are \['a'\]"):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paramshare import Plan, PlanError, Rule, SchemeError, Shared, Soft, count, share
+from paramshare import Plan, PlanError, Rule, Shared, Soft, count, share
 
 X = jnp.linspace(-1, 1, 12, dtype=jnp.float32).reshape(3, 4)
 PLAN = Plan(Rule(r".*kernel", Soft(1)))
@@ -147,7 +147,7 @@ def test_variables_of_another_plan_are_refused(change):
         change, jnp.ones((2, 1))
     )
     other = {"shared": {"templates": bank[:, :9] if change == "other kernels" else bank}}
-    with pytest.raises(SchemeError, match="pass the variables of a model shared by this same plan"):
+    with pytest.raises(PlanError, match="pass the variables of a model shared by this same plan"):
         shared.apply({"banks": other, "params": params | {"coefficients": {"shared": coefficients}}}, X)
 
 

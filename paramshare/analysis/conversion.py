@@ -152,7 +152,8 @@ def convert(shared: Shared, variables: Mapping[str, Any], *example_inputs: Any, 
                 f"the variables are a shared model's already, with banks {sorted(variables['banks'])}; pass the plain model's, as `bake` "
                 "makes them"
             ) from None
-        raise ConversionError(str(error)) from None
+        hint = "; a dense ResNet becomes a factored one by paramshare.factorise" if getattr(shared.model, "rank", 0) else ""
+        raise ConversionError(f"{error}{hint}") from None
     if example_inputs:
         check_variables(shared.model, variables, *example_inputs, **options)
     elif count_leaves(params) != layout.plain:

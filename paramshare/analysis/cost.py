@@ -48,7 +48,7 @@ class Cost:
       use: multiply-adds of convolutions and dense layers.
       convolutions: those of convolutions alone.
       generation: multiply-adds of the matrix products that make the shared kernels, once a step whatever the batch; gathers and
-        elementwise work, as rings and repetition have, are not counted.
+        elementwise work, as rings, repetition and the scales of tied kernels have, are not counted.
       bytes: of the trainable numbers, as stored.
       optimizer: bytes of the optimizer's state.
       all_reduce: bytes that every device hands in for averaging, once a step of data-parallel training: gradients of the trainable

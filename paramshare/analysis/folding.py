@@ -1,6 +1,7 @@
 """Folding: layers of a trained network that use nearly the same kernel are tied, and runs of tied layers are recurrent networks."""
 
 import dataclasses
+import numbers
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ class FoldedBank:
       groups: the group of each layer.
       period: the smallest p with group[i] = group[i + p] for all layers, where p is less than their number; else None.
       scales: the signed scale of each layer's kernel; `()` where there are none.
+      flipped: layers whose kernel points against their group's, and whose sign was dropped with the scale.
       kernel_error: max_l |W_l - c_l R| / |W_l|, over the bank's layers.
       before: trainable numbers of the bank and its coefficients before folding.
       after: and after.
@@ -45,6 +47,7 @@ class FoldedBank:
     before: int
     after: int
     note: str = ""
+    flipped: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +83,9 @@ class Folded:
         for bank in self.banks:
             groups = " ".join(map(str, bank.groups))
             error = "" if bank.note else f"{bank.kernel_error:.2e}"
+            note = bank.note or (f"{bank.flipped} layers lose a negative sign: keep scales" if bank.flipped else "")
             rows.append(
-                (bank.name, str(len(bank.groups)), groups, str(bank.period or "-"), error, f"{bank.before:,}", f"{bank.after:,}", bank.note)
+                (bank.name, str(len(bank.groups)), groups, str(bank.period or "-"), error, f"{bank.before:,}", f"{bank.after:,}", note)
             )
         lines = table(rows, right={1, 3, 4, 5, 6})
         lines += [
@@ -117,7 +121,8 @@ def fold(
     fold by kernels.
 
     Dropping scales changes the function: a batch norm behind a convolution absorbs a positive scale, but only in training mode, and
-    behind a block's last convolution there is the residual sum. `reestimate` then fits batch statistics anew.
+    behind a block's last convolution there is the residual sum. `reestimate` then fits batch statistics anew. Nothing absorbs a negative
+    one: the report counts the layers that lose their sign, whose kernels are then worse than none.
 
     Args:
       shared: the shared model.
@@ -150,6 +155,10 @@ def fold(
     References:
       Savarese & Maire, ICLR 2019, section 3.2, for the idea; threshold, grouping, representative and scales are this library's own.
     """
+    if not isinstance(shared, Shared):
+        raise FoldError(f"fold takes a Shared, as `share` and `create_model` return it, got {type(shared).__name__}")
+    if not isinstance(scale, bool):
+        raise FoldError(f"scale={scale!r}; it is True to keep a signed scale a layer, or False")
     threshold = check_threshold(threshold)
     check_by(by)
     own = variables.get("params", {}).get("coefficients", {})
@@ -183,7 +192,7 @@ def fold(
 
 def check_threshold(threshold: float) -> float:
     """The threshold as a float; `FoldError` unless it lies in (0, 1]."""
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold <= 1:
+    if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real) or not 0 < threshold <= 1:
         raise FoldError(f"threshold={threshold!r}; it is a similarity above 0 and up to 1: 1 ties only layers that are equal up to a scale")
     return float(threshold)
 
@@ -251,11 +260,15 @@ def _asked(shared: Shared, patterns: Sequence[str] | None) -> set[str]:
 
 def _given(shared: Shared, groups: Mapping[str, Sequence[int]] | None) -> dict[str, tuple[int, ...]]:
     given = {}
+    if groups is not None and not isinstance(groups, Mapping):
+        raise FoldError(f"groups={groups!r}; give a dictionary from names of banks to a group for each layer")
     for name, its in (groups or {}).items():
         if name not in list(shared.layout):
             raise FoldError(f"groups: no bank {name!r}; the banks are {list(shared.layout)}")
         bank = shared.layout[name]
         _check_foldable(bank)
+        if not isinstance(its, Sequence) or not all(isinstance(label, int | str) for label in its):
+            raise FoldError(f"groups: bank {name!r} has {its!r}; give a group for each layer, such as (0, 1, 0, 1)")
         if len(its) != len(bank.sites):
             raise FoldError(
                 f"groups: bank {name!r} has {len(bank.sites)} layers, but {tuple(its)} has {len(its)} groups; give one for each"
@@ -290,11 +303,13 @@ def _fold_bank(
     if _unfoldable(bank):
         return left(f"left: {_unfoldable(bank)}")
     rows_LxN = np.stack([np.asarray(row, np.float64).reshape(-1) for row in rows_of(bank, variables, by)])
+    if not np.isfinite(rows_LxN).all():
+        raise FoldError(f"bank {bank.name!r} holds numbers that are not finite; take an earlier checkpoint")
     groups = given or group(_cosines(rows_LxN), threshold)
     if isinstance(bank.scheme, Tied) and (groups == bank.scheme.groups_of(bank.sites)) and (not bank.scheme.scaled or scale):
         return left("folded already", groups)
     if len(set(groups)) == len(groups):
-        return left("left: no two layers are that similar", groups)
+        return left("left: every layer is a group of its own" if given else "left: no two layers are that similar", groups)
     after = (max(groups) + 1) * bank.sites[0].size + (len(groups) if scale else 0)
     if after > before:
         return left(f"left: {max(groups) + 1} kernels would be {after:,} numbers", groups)
@@ -311,6 +326,7 @@ def _fold_bank(
     kernels_GxP = rows_GxN
     if isinstance(bank.scheme, Soft) and by == "coefficients":
         kernels_GxP = rows_GxN @ np.asarray(variables["banks"][bank.name]["templates"], np.float64)
+    flipped = 0 if scale else int(np.sum(scales_L < 0))
     if not scale:
         scales_L[:] = 1
 
@@ -322,7 +338,7 @@ def _fold_bank(
     new = scheme.expand(arrays[0], arrays[1] if scale else {}, bank.sites)
     error = max(relative_change(a, b) for a, b in zip(old, new, strict=True))
     kept = tuple(float(c) for c in scales_L) if scale else ()
-    return FoldedBank(bank.name, groups, period(groups), kept, error, before, after), scheme, arrays
+    return FoldedBank(bank.name, groups, period(groups), kept, error, before, after, flipped=flipped), scheme, arrays
 
 
 def _expand(bank: SharedBank, variables: Mapping[str, Any]) -> tuple[jax.Array, ...]:

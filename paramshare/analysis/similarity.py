@@ -47,6 +47,9 @@ def similarity(shared: Shared, variables: Mapping[str, Any], *, by: By = "coeffi
       Savarese & Maire, ICLR 2019, section 3.2.
     """
     check_by(by)
+    if "banks" in variables:
+        own = variables.get("params", {}).get("coefficients", {})
+        jax.eval_shape(shared.layout.expand, variables["banks"], own)  # raises if they are of another model
     dense = None if "banks" in variables else shared.layout.read(variables.get("params", {}))
     matrices, named = {}, layers(shared.layout)
     for bank in shared.layout.banks:

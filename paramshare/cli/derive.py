@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +62,8 @@ def _fold(known: argparse.Namespace, rest: list[str]) -> int:
     run, variables, step = _trained(known)
     if not isinstance(run.model, Shared):
         raise CommandError(
-            f"{run.config.model.name} shares nothing, so there is nothing to fold; `paramshare convert {known.workdir} --model NAME` "
-            "gives its weights to a shared network"
+            f"{run.config.model.name} shares nothing, so there is nothing to fold; `paramshare convert "
+            f"{shlex.quote(known.workdir)} --model NAME` gives its weights to a shared network"
         )
     folded = fold(
         run.model,
@@ -148,18 +149,22 @@ def _finish(
     from paramshare.training.derive import begin, check_variables, training_images
     from paramshare.training.evaluation import make_evaluate
     from paramshare.training.loop import fit
+    from paramshare.training.run import prepare
 
     after = check_variables(fresh, after)
+    batches = 0
     if known.reestimate:
         from paramshare.analysis.batch_statistics import reestimate
 
-        after = reestimate(fresh.model, after, training_images(run, known.reestimate), train=True)
+        alone = dataclasses.replace(fresh.config, model=dataclasses.replace(fresh.config.model, sync_batch_norm=False))
+        images = list(training_images(run, known.reestimate))
+        after, batches = reestimate(prepare(alone).model, after, images, train=True), len(images)
     found = {
         name: make_evaluate(its)(variables, run.data.test) for name, its, variables in (("before", run, before), ("after", fresh, after))
     }
     counts = {"before": count(before)["trainable"], "after": count(after)["trainable"]}
     told = {"command": known.command, "workdir": str(known.workdir), "checkpoint": known.checkpoint, "step": step} | told
-    told |= {"reestimated_batches": known.reestimate, "trainable": counts, "test": found}
+    told |= {"reestimated_batches": batches, "trainable": counts, "test": found}
     if known.output:
         begin(fresh, after, known.output, told)
     if known.fine_tune:
@@ -172,6 +177,6 @@ def _finish(
         trainable = counts.get(name, counts["after"])
         print(f"{name.replace('_', '-'):<14} {trainable:,} trainable, test accuracy {its['accuracy']:.2%}, loss {its['loss']:.4f}")
     if known.output:
-        on = "" if known.fine_tune else f"; train it on with: paramshare train --workdir {known.output}"
+        on = "" if known.fine_tune else f"; train it on with: paramshare train --workdir {shlex.quote(known.output)}"
         print(f"workdir        {known.output}{on}")
     return 0

@@ -3,6 +3,7 @@
 import argparse
 import os
 import pathlib
+import shlex
 from typing import Any
 
 from paramshare.cli.errors import CommandError
@@ -49,5 +50,6 @@ def _export(known: argparse.Namespace, rest: list[str]) -> int:
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{run.config.model.name} ({known.form}), {known.checkpoint} state, step {step:,}: {count(variables)['trainable']:,} numbers")
     print(f"folder         {known.output}, {size:,} bytes; takes uint8 images of {images}, gives {run.data.num_classes} logits")
-    print(f"run it with    python {os.path.join(known.output, 'run.py')} IMAGES.npy (jax, flatbuffers and numpy are all it needs)")
+    script = shlex.quote(os.path.join(known.output, "run.py"))
+    print(f"run it with    python {script} IMAGES.npy (jax, flatbuffers and numpy are all it needs)")
     return 0

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 def add(command: Any) -> None:
     """Declares the command."""
     train = command("train", run, "train a network, or go on with an interrupted run", overrides=True, add_help=False)
-    train.add_argument("config", metavar="CONFIG", nargs="?")
     train.add_argument("--workdir", metavar="DIR")
     train.add_argument("--distributed", action="store_true")
 
@@ -31,17 +30,18 @@ def run(known: argparse.Namespace, rest: list[str]) -> int:
     from paramshare.training.run import prepare
     from paramshare.training.workdir import stored_config
 
+    # Not left to argparse, which would take the value of an override for it.
+    file, rest = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else (None, rest)
     if {"-h", "--help"} & set(rest):
-        override(configs.load_file(known.config) if known.config else configs.Config(), ["--help"], known.config or "CONFIG")
+        override(configs.load_file(file) if file else configs.Config(), ["--help"], file or "CONFIG")
     stored = known.workdir is not None and (pathlib.Path(known.workdir) / "config.json").is_file()
-    if known.config is None and not stored:
+    if file is None and not stored:
         raise CommandError("train needs a configuration: a Python file such as experiments/quickstart.py; see `paramshare train --help`")
     if known.workdir is None:
         raise CommandError("train needs --workdir DIR: where the run is kept, and found again when the same command is given again")
-    if known.config is None:  # a workdir knows its own
-        config = override(stored_config(pathlib.Path(known.workdir)), rest, "CONFIG")
-    else:
-        config = override(configs.load_file(known.config), rest, known.config)
+    # A workdir knows its own configuration.
+    base = configs.load_file(file) if file else stored_config(pathlib.Path(known.workdir))
+    config = override(base, rest, file or "CONFIG")
     if known.distributed:
         _join()
     prepared, workdir = prepare(config), pathlib.Path(known.workdir)

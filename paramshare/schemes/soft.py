@@ -114,6 +114,8 @@ def cosines(rows_LxN: jax.Array) -> jax.Array:
     Has a gradient everywhere: 0 at rows of zeros, and for two rows that are orthogonal, at the kink of |.|.
     """
     # The square root's own gradient at 0 is infinite: zero rows take another path, which no gradient comes back by.
+    largest_Lx1 = jax.lax.stop_gradient(jnp.max(jnp.abs(rows_LxN), axis=1, keepdims=True))  # squares could under- or overflow
+    rows_LxN = rows_LxN / jnp.where(largest_Lx1 == 0, 1, largest_Lx1)
     squares_Lx1 = jnp.sum(rows_LxN**2, axis=1, keepdims=True)
     zero_Lx1 = squares_Lx1 == 0
     unit_LxN = jnp.where(zero_Lx1, 0, rows_LxN) / jnp.sqrt(jnp.where(zero_Lx1, 1, squares_Lx1))

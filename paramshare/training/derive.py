@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -58,13 +59,20 @@ def begin(run: Run, variables: Mapping[str, Any], workdir: str | pathlib.Path, o
     trainable = {name: variables[name] for name in TRAINABLE if name in variables}
     collections = {name: value for name, value in variables.items() if name not in TRAINABLE}
     state = State(jnp.zeros((), jnp.int32), trainable, collections, run.optimizer.init(trainable), jnp.zeros((), jnp.bool_))
-    place = workdir.with_name(workdir.name + ".tmp")
-    shutil.rmtree(place, ignore_errors=True)
-    claim(place, run)
-    (place / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
-    with Checkpoints(place / "checkpoints") as checkpoints:
-        checkpoints.save(0, state, {}, wait=True)
-    place.rename(workdir)
+    try:
+        workdir.parent.mkdir(parents=True, exist_ok=True)
+        place = pathlib.Path(tempfile.mkdtemp(prefix=f".{workdir.name}-", dir=workdir.parent))
+    except OSError as error:
+        raise ConfigError(f"{workdir} cannot be written: {error}") from None
+    try:
+        claim(place, run)
+        (place / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
+        with Checkpoints(place / "checkpoints") as checkpoints:
+            checkpoints.save(0, state, {}, wait=True)
+        place.chmod(0o755)  # mkdtemp's are closed to others
+        place.rename(workdir)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def check_variables(run: Run, variables: Mapping[str, Any]) -> dict[str, Any]:

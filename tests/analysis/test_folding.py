@@ -281,7 +281,44 @@ def test_bad_input_is_told():
         fold(lonely, its, banks=["one"])
     assert fold(lonely, its).banks[0].note == "left: one layer"
     _, its = plain(Soft(3))
-    with pytest.raises((PlanError, paramshare.SchemeError), match="same plan"):
+    with pytest.raises(PlanError, match="same plan"):
         fold(shared, its)
     with pytest.raises(PlanError, match="no entry for bank 'all'"):
         fold(shared, {"params": variables["params"]["model"]})
+
+
+def test_signs_that_are_dropped_are_counted():
+    """Layers with W and -W, without scales: half of them get a kernel that points the wrong way."""
+    shared, variables = plain(Soft(2))
+    rows = jnp.asarray([[1.0, 1.0], [1.0, 1.0], [-1.0, -1.0], [1.0, 1.0], [-1.0, -1.0]])
+    its = {**variables, "params": {**variables["params"], "coefficients": {"all": rows}}}
+    folded = fold(shared, its, threshold=1, scale=False)
+    assert folded.banks[0].flipped == 2 and folded.banks[0].kernel_error == pytest.approx(2)
+    assert "2 layers lose a negative sign: keep scales" in str(folded)
+    assert fold(shared, its, threshold=1).banks[0].flipped == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"groups": [0, 1]}, "give a dictionary from names of banks"),
+        ({"groups": {"all": None}}, "bank 'all' has None; give a group for each layer"),
+        ({"groups": {"all": [[0], [1], [0], [1], [0]]}}, "give a group for each layer"),
+        ({"scale": 1}, "scale=1; it is True"),
+    ],
+    ids=str,
+)
+def test_odd_arguments_are_told(options, said):
+    shared, variables = plain(Soft(2))
+    with pytest.raises(FoldError, match=said):
+        fold(shared, variables, **options)
+
+
+def test_numbers_that_are_not_finite_are_told():
+    shared, variables = plain(Soft(2))
+    rows = variables["params"]["coefficients"]["all"].at[1, 0].set(jnp.nan)
+    with pytest.raises(FoldError, match="bank 'all' holds numbers that are not finite"):
+        fold(shared, {**variables, "params": {**variables["params"], "coefficients": {"all": rows}}})
+    with pytest.raises(FoldError, match="fold takes a Shared"):
+        fold(shared.model, variables)  # type: ignore[arg-type]
+    assert fold(shared, variables, threshold=np.float32(0.5)).threshold == 0.5  # type: ignore[arg-type]
