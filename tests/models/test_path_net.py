@@ -14,7 +14,7 @@ from paramshare.models import PathNet
 KEY = jax.random.key(0, impl="rbg")  # compiles faster than the default
 
 
-def conv(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+def conv(x: np.ndarray, kernel: Any) -> Any:
     """A convolution of stride 1 with zeros around, tap by tap."""
     kernel = np.asarray(kernel, np.float64)
     half, (height, width) = kernel.shape[0] // 2, x.shape[1:3]

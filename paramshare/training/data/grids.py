@@ -68,13 +68,13 @@ class Grids:
         Raises:
           DataError: if seed or an index is negative, or density and window leave no problem to be found.
         """
-        indices = np.asarray(list(indices), np.int64)
-        if seed < 0 or (indices < 0).any():
+        numbers = np.asarray(list(indices), np.int64)
+        if seed < 0 or (numbers < 0).any():
             raise DataError(f"Grids.draw(seed={seed}): seeds and indices are 0 or more")
-        streams = [np.random.Generator(np.random.Philox(key=[seed, index])) for index in indices]
-        free = np.zeros((len(indices), self.height, self.width), bool)
-        ends, targets = np.zeros((len(indices), 2, 2), np.int64), np.zeros_like(free)
-        left = np.arange(len(indices))
+        streams = [np.random.Generator(np.random.Philox(key=[seed, index])) for index in numbers]
+        free = np.zeros((len(numbers), self.height, self.width), bool)
+        ends, targets = np.zeros((len(numbers), 2, 2), np.int64), np.zeros_like(free)
+        left = np.arange(len(numbers))
         for attempt in range(GRIDS * PAIRS_A_GRID):
             for i in left:
                 if attempt % PAIRS_A_GRID == 0:
@@ -88,7 +88,7 @@ class Grids:
             raise DataError(f"{self}: no problem found in {GRIDS} grids; lower the density, or widen the window")
         images = np.zeros((*free.shape, 2), np.uint8)
         images[..., 0] = ~free
-        rows = np.arange(len(indices))
+        rows = np.arange(len(numbers))
         for end in (0, 1):
             images[rows, ends[:, end, 0], ends[:, end, 1], 1] = 1
         return images, targets.astype(np.uint8)
