@@ -161,10 +161,14 @@ def test_damaged_metrics_are_passed_over(capsys, run, content):
         ({"result.json": "{"}, "result.json cannot be read"),
         ({"result.json": '{"last": {"test": {"accuracy": "high", "count": 3}}}'}, "result.json does not hold what a run leaves there"),
         ({"result.json": '{"last": 3}'}, "result.json does not hold what a run leaves there"),
+        (("images_per_second", "many"), "result.json does not hold what a run leaves there"),
+        (("selected", {"test": {"accuracy": 1, "count": 3}}), "result.json does not hold what a run leaves there"),  # no epoch
         ({"config.json": "[]"}, "not a stored configuration of this version"),
     ],
 )
 def test_damage_that_leaves_nothing_to_tell(capsys, run, damage, message):
+    if isinstance(damage, tuple):  # a name and a value in an else good result
+        damage = {"result.json": json.dumps(json.loads((run / "result.json").read_text()) | dict([damage]))}
     for name, text in damage.items():
         (run / name).write_text(text)
     assert message in refused(capsys, "report", str(run))

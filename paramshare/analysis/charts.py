@@ -145,8 +145,7 @@ def _short(value: int) -> str:
 
 
 def _number(value: float) -> str:
-    text = f"{value:g}" if value == 0 or 1e-4 < abs(value) < 1e4 else f"{value:.0e}"
-    return text.replace("e+0", "e").replace("e-0", "e-").replace("e+", "e")
+    return f"{value:g}".replace("e+0", "e").replace("e-0", "e-").replace("e+", "e")
 
 
 def _drawable(value: float, log: bool) -> bool:

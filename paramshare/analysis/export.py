@@ -6,8 +6,6 @@ import importlib.metadata
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
+from paramshare.analysis.folders import written_whole
 from paramshare.shared import Shared
 
 PROGRAM, VARIABLES, ABOUT, RUN = "program.jaxexport", "variables.npz", "about.json", "run.py"
@@ -78,23 +77,12 @@ def export(
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ExportError(f"{folder} is there already; an export goes into a new folder")
     program = export_program(model, variables, input_shape, **options)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise ExportError(f"{folder} cannot be written: {error}") from None
-    try:
+    with written_whole(folder, ExportError) as fresh:
         (fresh / PROGRAM).write_bytes(program)
         save_variables(variables, fresh / VARIABLES)
         (fresh / RUN).write_text(RUN_SOURCE)
         sums = {name: hashlib.sha256((fresh / name).read_bytes()).hexdigest() for name in (PROGRAM, VARIABLES)}
         (fresh / ABOUT).write_text(json.dumps(_about(model, program, options) | {"sha256": sums}, indent=2) + "\n")
-        fresh.chmod(0o755)  # mkdtemp's are closed to others
-        fresh.rename(folder)
-    except OSError as error:
-        raise ExportError(f"{folder} cannot be written: {error}") from None
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return folder
 
 
@@ -218,7 +206,7 @@ def load_variables(file: str | os.PathLike) -> dict[str, Any]:
                 for scope in scopes:
                     node = node.setdefault(scope, {})
                 node[last] = stored[name]
-    except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, AttributeError, IndexError, TypeError, zipfile.BadZipFile) as error:
         raise ExportError(f"{file} cannot be read as an .npz file of variables: {error}") from None
     return nested
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from paramshare.analysis.similarity import By, check_by, rows_of
 from paramshare.layout import SharedBank, table
+from paramshare.models.looped import period
 from paramshare.schemes import Soft, Tied
 from paramshare.schemes.tied import leading
 from paramshare.shared import Shared
@@ -220,17 +221,6 @@ def in_order(labels: Sequence[Any]) -> tuple[int, ...]:
     """Labels renumbered from 0 in the order in which they first come."""
     number = {label: i for i, label in enumerate(dict.fromkeys(labels))}
     return tuple(number[label] for label in labels)
-
-
-def period(groups: Sequence[int]) -> int | None:
-    """The smallest p, less than the number of layers, with group[i] = group[i + p] throughout; None if there is none.
-
-    Example:
-      >>> from paramshare.analysis.folding import period
-      >>> period((0, 1, 0, 1, 0)), period((0, 1, 1))
-      (2, None)
-    """
-    return next((p for p in range(1, len(groups)) if all(a == b for a, b in zip(groups, groups[p:], strict=False))), None)
 
 
 def relative_change(before: Any, after: Any) -> float:

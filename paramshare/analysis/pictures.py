@@ -12,18 +12,19 @@ from paramshare.analysis.snapshots import THRESHOLDS, Snapshot, near_pairs, spre
 def learning_curves(
     lines: Sequence[Mapping[str, Any]], file: str | pathlib.Path, *, title: str = "", test: Mapping[str, float] | None = None
 ) -> None:
-    """Draws loss and accuracy by epoch as a PNG.
+    """Draws loss and score (accuracy, or the F1 of paths) by epoch as a PNG.
 
     Args:
       lines: of `metrics.jsonl`; those of kind "epoch" are drawn.
       file: the PNG to write.
       title: above the picture.
-      test: test accuracies to mark, by their label.
+      test: test scores to mark, by their label.
     """
-    figure, (left, right) = _axes(1, 2, (10, 4))
+    figure, (left, right) = blank(1, 2, (10, 4))
     epochs = [line for line in lines if line["kind"] == "epoch"]
     marker = "o" if len(epochs) < 3 else None
-    for axes, name in ((left, "loss"), (right, "accuracy")):
+    score = "f1" if any("f1" in line for line in epochs) else "accuracy"
+    for axes, name in ((left, "loss"), (right, score)):
         axes.plot(
             [line["epoch"] for line in epochs], [line[name] for line in epochs], color="C0", marker=marker, label="training (augmented)"
         )
@@ -55,7 +56,7 @@ def similarity_maps(
     """
     columns = min(3, len(matrices))
     rows = -(-len(matrices) // columns)
-    figure, axes = _axes(rows, columns, (4.2 * columns + 0.8, 3.9 * rows + 0.6))
+    figure, axes = blank(rows, columns, (4.2 * columns + 0.8, 3.9 * rows + 0.6))
     flat = np.ravel(np.array(axes, dtype=object))
     image = None
     for cell, (bank, matrix) in zip(flat, matrices.items(), strict=False):
@@ -88,7 +89,7 @@ def similarity_over_training(
       title: above the picture.
     """
     banks, shown = list(snapshots[-1].matrices), spread(list(snapshots), 6)
-    figure, axes = _axes(
+    figure, axes = blank(
         len(banks), len(shown) + 1, (1.9 * len(shown) + 4.2, 2.0 * len(banks) + 0.9), squeeze=False, width_ratios=[*(1 for _ in shown), 1.6]
     )
     image = None
@@ -132,7 +133,7 @@ def gradient_flow(runs: Mapping[str, list[dict[str, Any]]], file: str | pathlib.
       file: the PNG to write.
       title: above the picture.
     """
-    figure, axes = _axes(2, len(runs), (3.6 * len(runs) + 0.6, 6), sharex=True, sharey="row", squeeze=False)
+    figure, axes = blank(2, len(runs), (3.6 * len(runs) + 0.6, 6), sharex=True, sharey="row", squeeze=False)
     for column, (label, lines) in enumerate(runs.items()):
         train = [line for line in lines if line["kind"] == "train"]
         for row, what in enumerate(("mean", "max")):
@@ -161,7 +162,7 @@ def ring_curve(
       file: the PNG to write.
       title: above the picture.
     """
-    figure, axes = _axes(1, 1, (7, 4.5))
+    figure, axes = blank(1, 1, (7, 4.5))
     axes = np.ravel(np.array(axes, dtype=object))[0]
     sizes = sorted({size for size, _ in rings})
     means = [float(np.mean([accuracy for size, accuracy in rings if size == at])) for at in sizes]
@@ -186,7 +187,7 @@ def conversion_curve(
       file: the PNG to write.
       title: above the picture.
     """
-    figure, axes = _axes(1, 1, (7, 4.5))
+    figure, axes = blank(1, 1, (7, 4.5))
     axes = np.ravel(np.array(axes, dtype=object))[0]
     counts = sorted({k for k, _, _ in converted})
     for number, (what, label) in enumerate(((2, "after one more epoch"), (1, "converted, without any training"))):
@@ -210,7 +211,8 @@ def site_labels(sites: tuple) -> list[str]:
     return ["/".join(p) for p in parts]
 
 
-def _axes(rows: int, columns: int, size: tuple[float, float], **options: Any):
+def blank(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
+    """An empty figure of so many inches, and its axes, as `Figure.subplots` gives them."""
     # Without pyplot there is no window system to be found, and nothing global to close.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

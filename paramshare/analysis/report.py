@@ -17,6 +17,9 @@ from paramshare.layout import Layout
 KINDS = ("banks", "coefficients", "private", "trainable")
 
 
+SCORES = {"accuracy": "accuracy", "f1": "F1"}  # as they are shown
+
+
 @dataclasses.dataclass(frozen=True)
 class Record:
     """What a run left.
@@ -49,9 +52,15 @@ class Record:
         return f"{self.config['model']['name']} on {self.config['data']['name']}"
 
     @property
+    def score(self) -> str:
+        """The measure that tells good from better: "accuracy", or the "f1" of cells on paths."""
+        told = (self.result or {}).get("score")
+        return told if told in SCORES else "f1" if any("f1" in line for line in self.lines) else "accuracy"
+
+    @property
     def epochs(self) -> list[Mapping[str, Any]]:
         """The whole lines of kind "epoch"."""
-        wanted = ("epoch", "loss", "accuracy")
+        wanted = ("epoch", "loss", self.score)
         return [line for line in self.lines if line.get("kind") == "epoch" and all(isinstance(line.get(x), int | float) for x in wanted)]
 
 
@@ -77,19 +86,20 @@ def html_report(record: Record) -> str:
 def _result(record: Record) -> str:
     parts = [f"<h1>{html.escape(record.title)}</h1>"]
     epochs, result, cards = record.config.get("epochs"), record.result, []
+    name = SCORES[record.score]
     if result is None:
         done = record.epochs[-1]["epoch"] if record.epochs else 0
         parts.append(paragraph(f"This run has not finished: {done} of {epochs} epochs.", "note"))
-        held = [line for line in record.epochs if isinstance(line.get("validation_accuracy"), int | float)]
+        held = [line for line in record.epochs if isinstance(line.get(f"validation_{record.score}"), int | float)]
         if held:
-            cards.append((_percent(held[-1]["validation_accuracy"]), f"validation accuracy after epoch {held[-1]['epoch']}"))
+            cards.append((_percent(held[-1][f"validation_{record.score}"]), f"validation {name} after epoch {held[-1]['epoch']}"))
     else:
         parts.append(paragraph(f"{result['epochs']} epochs, {result['steps']:,} steps, on {result['devices']}", "about"))
         test = result["last"]["test"]
-        cards.append((_percent(test["accuracy"]), f"test accuracy after the last epoch, {test['count']:,.0f} images"))
+        cards.append((_percent(test[record.score]), f"test {name} after the last epoch, {test['count']:,.0f} images"))
         if result.get("selected"):
             chosen = result["selected"]
-            cards.append((_percent(chosen["test"]["accuracy"]), f"test accuracy at epoch {chosen['epoch']}, chosen by validation"))
+            cards.append((_percent(chosen["test"][record.score]), f"test {name} at epoch {chosen['epoch']}, chosen by validation"))
     counts = result["counts"] if result else record.cost.counts if record.cost else None
     if counts:
         plain = record.layout.plain if record.layout else None
@@ -111,7 +121,7 @@ def _curves(record: Record) -> str:
         return section("Learning curves", paragraph("No epoch has been finished yet."))
     levels = {}
     if record.result:
-        levels = {"test, after the last epoch": record.result["last"]["test"]["accuracy"]}
+        levels = {"test, after the last epoch": record.result["last"]["test"][record.score]}
 
     def series(name: str) -> dict[str, list[tuple[float, float]]]:
         held = [(line["epoch"], line[f"validation_{name}"]) for line in epochs if f"validation_{name}" in line]
@@ -119,7 +129,7 @@ def _curves(record: Record) -> str:
 
     charts = (
         line_chart(series("loss"), title="Loss", log=True),
-        line_chart(series("accuracy"), title="Accuracy", percent=True, levels=levels),
+        line_chart(series(record.score), title=SCORES[record.score].capitalize(), percent=True, levels=levels),
     )
     return section("Learning curves", f'<div class="charts">{"".join(charts)}</div>')
 

@@ -145,6 +145,7 @@ def _finish(
     step: int,
 ) -> int:
     """Measures the new network beside the old one, tells, and makes its workdir."""
+    from paramshare.analysis.report import SCORES
     from paramshare.shared import count
     from paramshare.training.derive import begin, check_variables, training_images
     from paramshare.training.evaluation import make_evaluate
@@ -173,9 +174,10 @@ def _finish(
     if known.json:
         print(json.dumps(told))
         return 0
+    score = run.data.task.score
     for name, its in found.items():
         trainable = counts.get(name, counts["after"])
-        print(f"{name.replace('_', '-'):<14} {trainable:,} trainable, test accuracy {its['accuracy']:.2%}, loss {its['loss']:.4f}")
+        print(f"{name.replace('_', '-'):<14} {trainable:,} trainable, test {SCORES[score]} {its[score]:.2%}, loss {its['loss']:.4f}")
     if known.output:
         on = "" if known.fine_tune else f"; train it on with: paramshare train --workdir {shlex.quote(known.output)}"
         print(f"workdir        {known.output}{on}")

@@ -60,7 +60,7 @@ class Loop:
     @property
     def length(self) -> int:
         """b: the blocks of the body."""
-        return _period(self.groups) or self.blocks
+        return period(self.groups) or self.blocks
 
     @property
     def iterations(self) -> int:
@@ -244,8 +244,14 @@ def initial_kernels(loop: Loop, block: Callable[..., nn.Module], key: jax.Array,
     return kernels
 
 
-def _period(rows: Sequence[Any]) -> int | None:
-    """The smallest p, less than their number, with rows[i] = rows[i + p] throughout; None if there is none."""
+def period(rows: Sequence[Any]) -> int | None:
+    """The smallest p, less than their number, with rows[i] = rows[i + p] throughout; None if there is none.
+
+    Example:
+      >>> from paramshare.models.looped import period
+      >>> period((0, 1, 0, 1, 0)), period((0, 1, 1))
+      (2, None)
+    """
     return next((p for p in range(1, len(rows)) if all(a == b for a, b in zip(rows, rows[p:], strict=False))), None)
 
 

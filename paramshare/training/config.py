@@ -10,7 +10,7 @@ import types
 import typing
 from typing import Any, Literal
 
-from paramshare.training.data import Augment
+from paramshare.training.data import Augment, Curriculum
 
 UNTOLD = ("log_every", "tensorboard", "checkpoint_every", "gradient_flow", "similarity_every")  # may differ within a run
 UNIONS = (typing.Union, types.UnionType)  # of `Literal[...] | None`, and of `float | None`
@@ -43,17 +43,19 @@ class Data:
     """Which images."""
 
     name: str = "digits"
-    """A tensorflow-datasets name (cifar10, cifar100, mnist, fashion_mnist, svhn_cropped, imagenet2012, ...), "digits", or "idx"."""
+    """A tensorflow-datasets name (cifar10, cifar100, mnist, svhn_cropped, imagenet2012, ...), "digits", "idx", or "grids"."""
     path: str | None = None
     """For "idx": the folder with train-images-idx3-ubyte[.gz] and its three companions."""
     data_dir: str | None = None
     """Where tensorflow-datasets keeps prepared sets; None is its own default."""
     validation: float = 0.1
-    """The share of the training images held out for validation (choosing an epoch); 0 for none."""
+    """The share of the training images held out for validation (choosing an epoch); 0 for none. Of "grids", so many more are drawn."""
     train_examples: int | None = None
     """Train on this many images only; None for all."""
     image_size: int | None = None
     """Side of the crops, for sets whose images differ in size; None for 224."""
+    curriculum: Curriculum = Curriculum()  # noqa: RUF009 (frozen)
+    """Of "grids", shortest paths on grids: the phases of training, and what is tested."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +121,8 @@ class Config:
     schedule: Schedule = Schedule()
     penalty: Penalty = Penalty()
     epochs: int = 200
-    """Passes over the training images; each drops the last, incomplete batch of its own random order."""
+    """Passes over the training images; each drops the last, incomplete batch of its own random order. Of a curriculum, over those of a
+    phase, each phase taking the same number of epochs."""
     batch_size: int = 128
     """Images a step, over all devices of all processes."""
     label_smoothing: float = 0.0

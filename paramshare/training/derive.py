@@ -4,14 +4,13 @@ import dataclasses
 import functools
 import json
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from paramshare.analysis.folders import written_whole
 from paramshare.penalties import PenaltyError
 from paramshare.training.checkpoint import Checkpoints
 from paramshare.training.config import Config, ConfigError, Penalty, Schedule
@@ -19,7 +18,7 @@ from paramshare.training.data import eval_batches, normalise
 from paramshare.training.run import Run, prepare
 from paramshare.training.state import TRAINABLE, State
 from paramshare.training.step import PENALTIES, alone, penalties
-from paramshare.training.workdir import ORIGIN, claim, stored_config
+from paramshare.training.workdir import ORIGIN, claim, stored_config, stored_variables
 
 
 def trained(workdir: str | pathlib.Path, checkpoint: str = "last") -> tuple[Run, dict[str, Any], int]:
@@ -31,13 +30,7 @@ def trained(workdir: str | pathlib.Path, checkpoint: str = "last") -> tuple[Run,
     """
     workdir = pathlib.Path(workdir)
     run = prepare(stored_config(workdir))
-    if checkpoint == "best" and not len(run.data.validation):
-        raise ConfigError("the run had no validation images (data.validation=0), so no epoch was chosen; take --checkpoint last")
-    shapes = jax.eval_shape(run.init)
-    with Checkpoints(workdir / ("best" if checkpoint == "best" else "checkpoints")) as checkpoints:
-        step = checkpoints.latest
-        found, _ = checkpoints.restore(shapes.variables if checkpoint == "best" else shapes)
-    return run, dict(found if checkpoint == "best" else found.variables), int(step or 0)
+    return run, *stored_variables(workdir, jax.eval_shape(run.init), checkpoint)
 
 
 def begin(run: Run, variables: Mapping[str, Any], workdir: str | pathlib.Path, origin: Mapping[str, Any]) -> None:
@@ -59,20 +52,11 @@ def begin(run: Run, variables: Mapping[str, Any], workdir: str | pathlib.Path, o
     trainable = {name: variables[name] for name in TRAINABLE if name in variables}
     collections = {name: value for name, value in variables.items() if name not in TRAINABLE}
     state = State(jnp.zeros((), jnp.int32), trainable, collections, run.optimizer.init(trainable), jnp.zeros((), jnp.bool_))
-    try:
-        workdir.parent.mkdir(parents=True, exist_ok=True)
-        place = pathlib.Path(tempfile.mkdtemp(prefix=f".{workdir.name}-", dir=workdir.parent))
-    except OSError as error:
-        raise ConfigError(f"{workdir} cannot be written: {error}") from None
-    try:
+    with written_whole(workdir, ConfigError) as place:
         claim(place, run)
         (place / ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
         with Checkpoints(place / "checkpoints") as checkpoints:
             checkpoints.save(0, state, {}, wait=True)
-        place.chmod(0o755)  # mkdtemp's are closed to others
-        place.rename(workdir)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def check_variables(run: Run, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,8 +79,11 @@ def check_variables(run: Run, variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def training_images(run: Run, batches: int) -> Iterator[jax.Array]:
-    """The first images of the training set, normalised and not augmented: so many batches (fewer in a smaller set)."""
-    size, source = run.config.batch_size, run.data.train
+    """The first images of the training set, normalised and not augmented: so many batches (fewer in a smaller set).
+
+    Of a curriculum, the first of its last phase.
+    """
+    size, source = run.config.batch_size, run.data.of_phase("train", run.data.phases - 1)
     for _, batch in zip(range(min(batches, len(source) // size)), eval_batches(source, size), strict=False):
         yield normalise(jnp.asarray(batch["image"]), run.data.mean, run.data.std)
 
@@ -122,8 +109,15 @@ def with_model(config: Config, **fields: Any) -> Config:
 
 
 def fine_tuning(config: Config, epochs: int = 1) -> Config:
-    """A configuration that trains on for a few epochs: half a cosine from a tenth of the learning rate down to zero."""
-    rate = config.optimizer.learning_rate / 10
+    """A configuration that trains on for a few epochs: half a cosine from a tenth of the learning rate down to zero.
+
+    Of a curriculum, on the last phase.
+    """
+    curriculum = dataclasses.replace(config.data.curriculum, windows=config.data.curriculum.windows[-1:])
     return dataclasses.replace(
-        config, epochs=epochs, optimizer=dataclasses.replace(config.optimizer, learning_rate=rate), schedule=Schedule("cosine")
+        config,
+        epochs=epochs,
+        data=dataclasses.replace(config.data, curriculum=curriculum) if config.data.name == "grids" else config.data,
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=config.optimizer.learning_rate / 10),
+        schedule=Schedule("cosine"),
     )

@@ -11,8 +11,12 @@ from paramshare.training.step import make_eval_step
 
 
 def make_evaluate(run: Run) -> Callable[[Any, Source], dict[str, float]]:
-    """A function `(variables, source) -> {"loss", "accuracy", "top5", "count"}`, means over the source's examples; compiled once."""
-    step = run.devices.map(make_eval_step(run.model, run.data.mean, run.data.std))
+    """A function `(variables, source) -> {"loss", ..., "count"}`: means over the source's examples.
+
+    With the measures of the task: for classes `accuracy` and `top5`. Compiled once for each shape of images.
+    """
+    task = run.data.task
+    step = run.devices.map(make_eval_step(run.model, run.data.mean, run.data.std, task=task))
     batch_size = -(-run.config.batch_size // run.devices.count) * run.devices.count
 
     def evaluate(variables: Any, source: Source) -> dict[str, float]:
@@ -25,13 +29,10 @@ def make_evaluate(run: Run) -> Callable[[Any, Source], dict[str, float]]:
             if len(sums) > 8:  # do not queue up a whole data set on the devices
                 jax.block_until_ready(sums[-8])
         sums = jax.device_get(sums)
-        total = {name: sum(float(s[name]) for s in sums) for name in ("loss", "correct", "correct5", "count")}
-        count = max(total["count"], 1.0)
-        return {
-            "loss": total["loss"] / count,
-            "accuracy": total["correct"] / count,
-            "top5": total["correct5"] / count,
-            "count": total["count"],
-        }
+        if not sums:
+            return {"loss": 0.0, task.score: 0.0, "count": 0.0}
+        total = {name: sum(float(s[name]) for s in sums) for name in sums[0]}
+        means = {name: float(value) for name, value in task.means(total).items()}
+        return {"loss": total["loss"] / total["count"], **means, "count": total["count"]}
 
     return evaluate

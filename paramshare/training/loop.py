@@ -1,7 +1,7 @@
 """The training loop, as one story: prepare, resume or start, train and validate, test, tell."""
 
+import contextlib
 import dataclasses
-import json
 import pathlib
 import signal
 import sys
@@ -16,17 +16,17 @@ import numpy as np
 from tqdm import tqdm
 
 from paramshare.analysis.snapshots import make_snapshot
-from paramshare.shared import count
-from paramshare.training.checkpoint import Checkpoints, read_json
-from paramshare.training.config import Config
+from paramshare.training.checkpoint import read_json
+from paramshare.training.config import Config, ConfigError
 from paramshare.training.data import ArraySource, ImageSet, train_batches, train_indices
 from paramshare.training.evaluation import make_evaluate
-from paramshare.training.metrics import MetricsFile
-from paramshare.training.run import Run, check_batch, prepare
+from paramshare.training.run import Run, check_batch, check_together, prepare
 from paramshare.training.state import State
 from paramshare.training.step import make_train_step
-from paramshare.training.workdir import check_origin, claim
+from paramshare.training.track import RESULT, Track, mean
+from paramshare.training.workdir import claim
 
+SHORT = {"accuracy": "acc"}  # names of scores in the progress bar
 REFRESH_SECONDS = 1.0  # of the progress bar; each refresh waits for the step under way
 
 
@@ -42,32 +42,6 @@ class Interrupted(RuntimeError):
         self.signum = signum
 
 
-@dataclasses.dataclass
-class Progress:
-    """What a run remembers beside its state: sums over the current epoch, the best validation so far, and time.
-
-    Attributes:
-      seconds: of the whole run, compilation, validation and checkpoints included.
-      training_seconds: of training steps alone, and `training_images` that they took; the first steps, which compile, left out.
-    """
-
-    loss: float = 0.0
-    accuracy: float = 0.0
-    batches: int = 0
-    best_accuracy: float = -1.0
-    best_epoch: int = 0
-    best_step: int = 0
-    seconds: float = 0.0
-    training_seconds: float = 0.0
-    training_images: int = 0
-
-    def add(self, metrics: list[dict[str, Any]]) -> None:
-        """Adds steps to the epoch's sums."""
-        self.loss += sum(m["loss"] for m in metrics)
-        self.accuracy += sum(m["accuracy"] for m in metrics)
-        self.batches += len(metrics)
-
-
 def train(
     config: Config,
     workdir: str | pathlib.Path,
@@ -80,8 +54,9 @@ def train(
     """Trains a network, or goes on with a run that was interrupted.
 
     The workdir then holds `config.json`, `metrics.jsonl`, `checkpoints/` (the newest states), `best/` (the variables of the epoch with
-    the highest validation accuracy), and in the end `result.json`. Called again with the same configuration it resumes, and arrives
-    at the same parameters, bit for bit, as if it had never stopped.
+    the highest validation score: accuracy, or the F1 of paths; of a curriculum, among the epochs of the last phase), and in the end
+    `result.json`. Called again with the same configuration it resumes, and arrives at the same parameters, bit for bit, as if it had
+    never stopped.
 
     Args:
       config: the configuration.
@@ -92,7 +67,7 @@ def train(
       quiet: no progress bar.
 
     Returns:
-      The result, as in `result.json`: test accuracy of the last epoch and of the epoch that validation chose, counts, speed.
+      The result, as in `result.json`: test measures of the last epoch and of the epoch that validation chose, counts, speed.
 
     Raises:
       ConfigError, DataError, ModelError, PlanError: if something does not fit; nothing has been written then.
@@ -105,185 +80,204 @@ def train(
 
 def fit(run: Run, workdir: str | pathlib.Path, *, quiet: bool = False) -> dict[str, Any]:
     """Trains what `prepare` has brought together; see `train`."""
-    workdir, config = pathlib.Path(workdir), run.config
-    check_batch(run)
-    claim(workdir, run)
-    finished = workdir / "result.json"
-    if finished.is_file():
-        return read_json(finished)
+    return fit_together([run], [workdir], quiet=quiet)[0]
 
-    with Checkpoints(workdir / "checkpoints") as newest, Checkpoints(workdir / "best", keep=1) as best, _Signals() as signals:
-        # --- Resume or start
-        shapes = jax.eval_shape(run.init)
-        if newest.latest is None:
-            check_origin(workdir)
-            state, progress = jax.jit(run.init)(), Progress()
-        else:
-            state, notes = newest.restore(shapes)
-            progress = Progress(**notes)
-        step = int(state.step)
-        state = run.devices.replicate(state)
-        writer = jax.process_index() == 0
-        metrics = MetricsFile(workdir, step, tensorboard=config.tensorboard, write=writer)
-        bar = _bar(run, step, hidden=quiet or not writer)
-        started = time.monotonic() - progress.seconds
 
-        # --- Train and validate
-        update = _train_function(run)
-        evaluate = make_evaluate(run)
-        snapshot = make_snapshot(run.model) if config.similarity_every and writer else None
-        if snapshot and step == 0:
-            metrics.write("similarity", 0, epoch=0, matrices=snapshot(state.variables))
-        pending: list[dict[str, jax.Array]] = []  # measured, perhaps not computed yet
-        window: list[dict[str, float]] = []  # fetched, not yet in a line of metrics
-        fetched, compiled = time.monotonic(), False
-        try:
-            for inputs in _inputs(run, step):
-                state, measured = update(state, inputs)
-                pending.append(measured)
-                step += 1
-                epoch, of_epoch = divmod(step, run.steps_per_epoch)
-                stop = signals.stop(step)
-                line_due = step % config.log_every == 0 or of_epoch == 0
-                if line_due or stop or time.monotonic() - fetched > REFRESH_SECONDS:
-                    found = _fetch(pending, step)
-                    now = time.monotonic()  # only now have the steps been computed
-                    progress.add(found)
+def fit_together(runs: Sequence[Run], workdirs: Sequence[str | pathlib.Path], *, quiet: bool = False) -> list[dict[str, Any]]:
+    """Trains networks that differ in their seed alone, all in one program: the step is mapped over them by `jax.vmap`.
+
+    Each has a workdir of its own, as if it had been trained by itself, and can be gone on with by itself; its numbers are the same but
+    for rounding. Small networks leave an accelerator idle, and are trained faster together. On a CPU they are several times slower:
+    XLA turns convolutions of several networks into grouped ones, for which it has no fast program there.
+
+    Args:
+      runs: as `prepare` returns them; of equal configurations, but for `seed`, and on the same training images.
+      workdirs: of each, as `train` takes it.
+      quiet: no progress bar.
+
+    Returns:
+      The result of each.
+
+    Raises:
+      ConfigError: if the runs differ otherwise, or stand at different steps.
+      As `train`.
+    """
+    workdirs = [pathlib.Path(workdir) for workdir in workdirs]
+    check_together(runs, workdirs)
+    for run, workdir in zip(runs, workdirs, strict=True):
+        check_batch(run)
+        claim(workdir, run)
+    results = {workdir: read_json(workdir / RESULT) for workdir in workdirs if (workdir / RESULT).is_file()}
+    waiting = [(run, workdir) for run, workdir in zip(runs, workdirs, strict=True) if workdir not in results]
+    if waiting:
+        with contextlib.ExitStack() as stack, _Signals() as signals:
+            tracks = [Track(run, workdir, stack) for run, workdir in waiting]
+            results |= dict(zip((workdir for _, workdir in waiting), _fit(tracks, signals, quiet), strict=True))
+    return [results[workdir] for workdir in workdirs]
+
+
+def _fit(tracks: list[Track], signals: "_Signals", quiet: bool) -> list[dict[str, Any]]:
+    run, config = tracks[0].run, tracks[0].run.config
+
+    # --- Resume or start
+    states = [track.start() for track in tracks]
+    step = int(states[0].step)
+    if any(int(state.step) != step for state in states):
+        at = ", ".join(f"{track.workdir} at {int(state.step)}" for track, state in zip(tracks, states, strict=True))
+        raise ConfigError(f"the runs stand at different steps ({at}); go on with each by itself, or begin all anew")
+    together = _Together(len(tracks))
+    state = run.devices.replicate(together.stack(states))
+    writer = jax.process_index() == 0
+    bar = _bar(tracks, step, hidden=quiet or not writer)
+    started = time.monotonic() - max(track.progress.seconds for track in tracks)
+
+    # --- Train and validate
+    update = _train_function([track.run for track in tracks], together)
+    evaluate = make_evaluate(run)
+    snapshot = make_snapshot(run.model) if config.similarity_every and writer else None
+
+    def variables(i: int) -> dict[str, Any]:
+        return together.take(state.variables, i)
+
+    def note_similarity(epoch: int) -> None:
+        for i, track in enumerate(tracks):
+            if snapshot:
+                track.metrics.write("similarity", step, epoch=epoch, matrices=snapshot(variables(i)))
+
+    if step == 0:
+        note_similarity(0)
+    pending: list[dict[str, jax.Array]] = []  # measured, perhaps not computed yet
+    fetched, compiled = time.monotonic(), False
+    try:
+        for inputs in _inputs([track.run for track in tracks], step):
+            state, measured = update(state, inputs)
+            pending.append(measured)
+            step += 1
+            epoch, of_epoch = divmod(step, run.steps_per_epoch)
+            stop = signals.stop(step)
+            line_due = step % config.log_every == 0 or of_epoch == 0
+            if line_due or stop or time.monotonic() - fetched > REFRESH_SECONDS:
+                found = _fetch(pending, step, tracks)
+                now = time.monotonic()  # only now have the steps been computed
+                for track, lines in zip(tracks, found, strict=True):
+                    track.add(lines)
                     if compiled:
-                        progress.training_seconds += now - fetched
-                        progress.training_images += len(found) * config.batch_size
-                    window, pending, fetched, compiled = window + found, [], now, True
-                    bar.update(len(found) * config.batch_size)
-                    bar.set_postfix(
-                        epoch=f"{-(-step // run.steps_per_epoch)}/{config.epochs}",
-                        loss=f"{_mean(window, 'loss'):.3f}",
-                        acc=f"{_mean(window, 'accuracy'):.3f}",
-                    )
-                if line_due:
-                    metrics.write("train", step, **_line(window), learning_rate=float(np.asarray(run.rate(step - 1))))
-                    window = []
-                if of_epoch == 0:
-                    _finish_epoch(run, epoch, step, state, progress, evaluate, best, metrics, bar)
-                    if snapshot and (epoch % config.similarity_every == 0 or epoch == config.epochs):
-                        metrics.write("similarity", step, epoch=epoch, matrices=snapshot(state.variables))
-                progress.seconds = time.monotonic() - started
+                        track.progress.training_seconds += now - fetched
+                        track.progress.training_images += len(lines) * config.batch_size
+                bar.update(len(pending) * config.batch_size * len(tracks))
+                pending, fetched, compiled = [], now, True
+                _show(bar, tracks, step)
+            if line_due:
+                for track in tracks:
+                    track.write_line(step)
+            if of_epoch == 0:
+                _show(bar, tracks, step, [track.finish_epoch(epoch, step, variables(i), evaluate) for i, track in enumerate(tracks)])
+                if epoch % max(config.similarity_every, 1) == 0 or epoch == config.epochs:
+                    note_similarity(epoch)
+            for i, track in enumerate(tracks):
+                track.progress.seconds = time.monotonic() - started
                 if stop or step == run.steps or (of_epoch == 0 and epoch % config.checkpoint_every == 0):
-                    newest.save(step, state, dataclasses.asdict(progress), wait=bool(stop) or step == run.steps)
-                if of_epoch == 0:
-                    fetched = time.monotonic()  # validation and saving are not training
-                if stop and step < run.steps:
-                    raise Interrupted(
-                        f"interrupted at step {step} of {run.steps}; state saved in {newest.folder}; the same command goes on from there",
-                        stop,
-                    )
-        finally:
-            bar.close()
-            metrics.close()
+                    notes = dataclasses.asdict(track.progress)
+                    track.newest.save(step, together.take(state, i), notes, wait=bool(stop) or step == run.steps)
+            if of_epoch == 0:
+                fetched = time.monotonic()  # validation and saving are not training
+            if stop and step < run.steps:
+                places = " and ".join(str(track.newest.folder) for track in tracks)
+                raise Interrupted(
+                    f"interrupted at step {step} of {run.steps}; state saved in {places}; the same command goes on from there", stop
+                )
+    finally:
+        bar.close()
 
-        # --- Test, once, what was trained last and what validation chose
-        result = _result(run, state, progress, evaluate, best, shapes)
-        if writer:
-            fresh = finished.with_suffix(".tmp")
-            fresh.write_text(json.dumps(result, indent=2) + "\n")
-            fresh.replace(finished)
-        return result
+    # --- Test, once, what was trained last and what validation chose
+    return [track.finish(variables(i), evaluate) for i, track in enumerate(tracks)]
 
 
-def _train_function(run: Run):
+class _Together:
+    """States of several networks as one, along a first axis; of a single network, its state as it is."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def stack(self, trees: list[Any]) -> Any:
+        return trees[0] if self.count == 1 else jax.tree.map(lambda *leaves: np.stack(leaves), *map(jax.device_get, trees))
+
+    def take(self, tree: Any, i: int) -> Any:
+        return tree if self.count == 1 else jax.tree.map(lambda leaf: leaf[i], tree)
+
+
+def _train_function(runs: list[Run], together: _Together):
     """`(state, inputs) -> (state, metrics)`, with the training images on the devices where they fit."""
-    config, data = run.config, run.data
-    step = make_train_step(
-        run.model,
-        run.optimizer,
-        config.augment,
-        data.mean,
-        data.std,
-        seed=config.seed,
-        label_smoothing=config.label_smoothing,
-        penalty=config.penalty,
-        gradient_flow=config.gradient_flow,
-    )
-    mapped = run.devices.map(step, donate=True)
+    run, config, data = runs[0], runs[0].config, runs[0].data
+
+    def step_of(seed: Any):
+        return make_train_step(
+            run.model,
+            run.optimizer,
+            config.augment,
+            data.mean,
+            data.std,
+            task=data.task,
+            seed=seed,
+            label_smoothing=config.label_smoothing,
+            penalty=config.penalty,
+            gradient_flow=config.gradient_flow,
+        )
+
+    def steps(state: State, data: Any, batch: Any):
+        seeds = np.array([run.config.seed for run in runs])
+        return jax.vmap(lambda state, batch, seed: step_of(seed)(state, data, batch), in_axes=(0, 1, 0))(state, batch, seeds)
+
+    mapped = run.devices.map(step_of(config.seed) if together.count == 1 else steps, donate=True)
     images = run.devices.replicate({"image": data.train.image, "label": data.train.label}) if isinstance(data.train, ArraySource) else None
     return lambda state, inputs: mapped(state, images, run.devices.cut(inputs))
 
 
-def _inputs(run: Run, start: int) -> Iterator[dict[str, np.ndarray]]:
-    """This process's inputs of every step from `start` to the last: indices into images on the device, or the images."""
-    size, seed = run.config.batch_size, run.config.seed
+def _inputs(runs: list[Run], start: int) -> Iterator[dict[str, np.ndarray]]:
+    """This process's inputs of every step from `start` to the last: indices into images on the device, (b,), or the images.
+
+    For several runs (b, runs): each has an order of its own.
+    """
+    run, size = runs[0], runs[0].config.batch_size
     process, processes = jax.process_index(), jax.process_count()
     if not isinstance(run.data.train, ArraySource):
-        batches = train_batches(run.data.train, size, seed, start, process_index=process, process_count=processes)
+        batches = train_batches(run.data.train, size, run.config.seed, start, process_index=process, process_count=processes)
         yield from (batch for _, batch in zip(range(start, run.steps), batches, strict=False))
         return
-    mine = slice(process * size // processes, (process + 1) * size // processes)
+    mine, examples = slice(process * size // processes, (process + 1) * size // processes), run.data.phase_examples
     for step in range(start, run.steps):
-        yield {"index": train_indices(len(run.data.train), size, seed, step)[mine].astype(np.int32)}
+        first = run.phase(step // run.steps_per_epoch) * examples
+        orders = [(first + train_indices(examples, size, its.config.seed, step)[mine]).astype(np.int32) for its in runs]
+        yield {"index": orders[0] if len(runs) == 1 else np.stack(orders, axis=1)}
 
 
-def _fetch(pending: list[dict[str, jax.Array]], step: int) -> list[dict[str, float]]:
-    """The numbers of the steps up to `step`; raises `NonFinite` at the first that is not finite."""
-    lines = [{name: float(value) for name, value in measured.items()} for measured in jax.device_get(pending)]
-    for number, line in enumerate(lines, start=step - len(lines) + 1):
-        if not line["finite"]:
-            what = f"the loss is {line['loss']}" if not np.isfinite(line["loss"]) else "a gradient is not finite"
-            raise NonFinite(f"step {number}: {what}; the update was not applied; lower the learning rate, or add warm-up")
-    return lines
+def _fetch(pending: list[dict[str, jax.Array]], step: int, tracks: list[Track]) -> list[list[dict[str, float]]]:
+    """The numbers of the steps up to `step`, for each network; raises `NonFinite` at the first that is not finite."""
+    fetched = jax.device_get(pending)
+    found = []
+    for i, track in enumerate(tracks):
+        lines = [{name: float(np.atleast_1d(value)[i]) for name, value in measured.items()} for measured in fetched]
+        for number, line in enumerate(lines, start=step - len(lines) + 1):
+            if not line["finite"]:
+                what = f"the loss is {line['loss']}" if not np.isfinite(line["loss"]) else "a gradient is not finite"
+                of = f" of seed {track.run.config.seed}" if len(tracks) > 1 else ""
+                raise NonFinite(f"step {number}{of}: {what}; the update was not applied; lower the learning rate, or add warm-up")
+        found.append(lines)
+    return found
 
 
-def _mean(lines: list[dict[str, float]], name: str) -> float:
-    return float(np.mean([line[name] for line in lines]))
+def _show(bar: tqdm, tracks: list[Track], step: int, validated: Sequence[float | None] = ()) -> None:
+    """Puts means over all networks into the bar: of the latest steps, and of what validation has found."""
+    run, score = tracks[0].run, tracks[0].run.data.task.score
+    lines = [line for track in tracks for line in track.window or track.last]
+    shown = {"epoch": f"{-(-step // run.steps_per_epoch)}/{run.config.epochs}", "loss": f"{mean(lines, 'loss'):.3f}"}
+    shown |= {SHORT.get(score, score): f"{mean(lines, score):.3f}"}
+    found = [value for value in validated if value is not None]
+    bar.set_postfix(shown | ({"val": f"{sum(found) / len(found):.3f}"} if found else {}))
 
 
-def _line(lines: list[dict[str, float]]) -> dict[str, float]:
-    """The means of what was measured since the last line; of `gradient_max/BANK` the largest."""
-    names = ["loss", "accuracy", *(name for name in lines[0] if name not in ("loss", "accuracy", "finite"))]
-    return {name: max(line[name] for line in lines) if name.startswith("gradient_max/") else _mean(lines, name) for name in names}
-
-
-def _finish_epoch(
-    run: Run, epoch: int, step: int, state: State, progress: Progress, evaluate: Any, best: Checkpoints, metrics: MetricsFile, bar: tqdm
-) -> None:
-    """Validates, keeps the state if it is the best so far, writes the epoch's line, and clears the epoch's sums."""
-    line: dict[str, Any] = {"epoch": epoch, "loss": progress.loss / progress.batches, "accuracy": progress.accuracy / progress.batches}
-    if len(run.data.validation) and (epoch % run.config.validate_every == 0 or epoch == run.config.epochs):
-        found = evaluate(state.variables, run.data.validation)
-        line |= {"validation_loss": found["loss"], "validation_accuracy": found["accuracy"]}
-        bar.set_postfix(
-            epoch=f"{epoch}/{run.config.epochs}", loss=f"{line['loss']:.3f}", acc=f"{line['accuracy']:.3f}", val=f"{found['accuracy']:.3f}"
-        )
-        if found["accuracy"] > progress.best_accuracy:
-            progress.best_accuracy, progress.best_epoch, progress.best_step = found["accuracy"], epoch, step
-            # On disk before any checkpoint that says so.
-            best.save(step, state.variables, {"epoch": epoch, "validation_accuracy": found["accuracy"]}, wait=True)
-    metrics.write("epoch", step, **line)
-    progress.loss = progress.accuracy = 0.0
-    progress.batches = 0
-
-
-def _result(run: Run, state: State, progress: Progress, evaluate: Any, best: Checkpoints, shapes: State) -> dict[str, Any]:
-    last = evaluate(state.variables, run.data.test)
-    result: dict[str, Any] = {
-        "model": run.config.model.name,
-        "data": run.data.name,
-        "counts": count(state.variables),
-        "epochs": run.config.epochs,
-        "steps": run.steps,
-        "last": {"epoch": run.config.epochs, "test": last},
-        "selected": None,
-        "seconds": round(progress.seconds, 1),
-        "images_per_second": round(progress.training_images / progress.training_seconds, 1) if progress.training_images else None,
-        "devices": f"{run.devices.count} x {run.devices.devices[0].device_kind}",
-        "jax": jax.__version__,
-    }
-    if progress.best_epoch:
-        variables, notes = best.restore(shapes.variables, progress.best_step)
-        result["selected"] = {**notes, "test": evaluate(variables, run.data.test)}
-    return result
-
-
-def _bar(run: Run, step: int, *, hidden: bool) -> tqdm:
-    size = run.config.batch_size
+def _bar(tracks: list[Track], step: int, *, hidden: bool) -> tqdm:
+    run, size = tracks[0].run, tracks[0].run.config.batch_size * len(tracks)
     return tqdm(
         total=run.steps * size,
         initial=step * size,

@@ -17,13 +17,13 @@ from paramshare.analysis.snapshots import THRESHOLDS, Snapshot, make_snapshot, s
 from paramshare.models import ModelError
 from paramshare.shared import Shared
 from paramshare.training import config as configs
-from paramshare.training.checkpoint import CheckpointError, Checkpoints, read_json
+from paramshare.training.checkpoint import CheckpointError, read_json
 from paramshare.training.config import Config, ConfigError
 from paramshare.training.metrics import read_metrics
 from paramshare.training.optimizer import learning_rate, optimizer
 from paramshare.training.run import named_network
 from paramshare.training.state import init_state
-from paramshare.training.workdir import stored_config
+from paramshare.training.workdir import stored_config, stored_variables
 
 PAGE = "report.html"
 
@@ -47,16 +47,11 @@ def variables_of(
     """The trained variables of a run, of its "last" state or of the "best", and their step.
 
     Raises:
-      CheckpointError: if there are none, or they cannot be read.
+      ConfigError, CheckpointError: as `paramshare.training.workdir.stored_variables`.
     """
     rule = optimizer(config, learning_rate(config, 1))
     shapes = jax.eval_shape(lambda: init_state(model, rule, image_shape, config.seed))
-    with Checkpoints(workdir / ("best" if checkpoint == "best" else "checkpoints")) as checkpoints:
-        step = checkpoints.latest
-        if checkpoint == "best" and step is None:
-            raise ConfigError(f"run {workdir} has chosen no epoch by validation; take --checkpoint last")
-        found, _ = checkpoints.restore(shapes.variables if checkpoint == "best" else shapes, step)
-    return found if checkpoint == "best" else found.variables, int(step or 0)
+    return stored_variables(workdir, shapes, checkpoint)
 
 
 def snapshot_of(model: Shared, variables: Mapping[str, Any], step: int, lines: Sequence[Mapping[str, Any]]) -> Snapshot | None:
@@ -111,8 +106,9 @@ def read_run(workdir: str | pathlib.Path, *, model: nn.Module | None = None) -> 
 def _whole(result: Mapping[str, Any]) -> bool:
     """Whether a result tells what a report tells of it."""
     try:
-        tests = [result["last"]["test"]] + ([result["selected"]["test"]] if result.get("selected") else [])
-        numbers = [test[name] for test in tests for name in ("accuracy", "count")]
+        chosen = [result["selected"]] if result.get("selected") else []
+        numbers = [state["test"][name] for state in (result["last"], *chosen) for name in (result.get("score", "accuracy"), "count")]
+        numbers += [state["epoch"] for state in chosen] + [result.get("images_per_second") or 0]
         numbers += [result[name] for name in ("epochs", "steps", "seconds")] + list(result["counts"].values())
         return "devices" in result and "trainable" in result["counts"] and all(isinstance(number, int | float) for number in numbers)
     except (AttributeError, KeyError, TypeError):

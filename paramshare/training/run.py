@@ -12,14 +12,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from paramshare.layout import PlanError, SharedBank
 from paramshare.penalties import PenaltyError
 from paramshare.schemes import Tied
 from paramshare.shared import Shared
-from paramshare.training.config import Config, ConfigError, Model
-from paramshare.training.data import ImageSet, load
+from paramshare.training.config import Config, ConfigError, Model, differences
+from paramshare.training.data import CLASSES, ArraySource, Augment, ImageSet, load
 from paramshare.training.devices import Devices
 from paramshare.training.optimizer import learning_rate, optimizer
 from paramshare.training.state import AXIS, State, init_state
@@ -49,8 +50,12 @@ class Run:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in the training images."""
-        return len(self.data.train) // self.config.batch_size
+        """Full batches in the training images, of a phase where there are several."""
+        return self.data.phase_examples // self.config.batch_size
+
+    def phase(self, epoch: int) -> int:
+        """Which part of a curriculum an epoch, counted from 0, trains on; phases are counted from 0 too."""
+        return epoch * self.data.phases // self.config.epochs
 
     @property
     def identity(self) -> dict[str, str]:
@@ -102,7 +107,12 @@ def prepare(config: Config, *, model: nn.Module | None = None, data: ImageSet | 
             seed=config.seed,
             train_examples=wanted.train_examples,
             image_size=wanted.image_size,
+            curriculum=wanted.curriculum,
         )
+    if config.epochs % data.phases:
+        raise ConfigError(f"epochs is {config.epochs}, which {data.phases} phases of data set {data.name!r} cannot share evenly")
+    if data.task != CLASSES and config.augment != Augment():
+        raise ConfigError(f"augment is {config.augment}, but data set {data.name!r} has a label for each place; leave augment out")
     config.augment.check(*data.image_shape[:2])
     classes = config.model.num_classes
     if classes is not None and classes != data.num_classes:
@@ -121,7 +131,7 @@ def prepare(config: Config, *, model: nn.Module | None = None, data: ImageSet | 
         plain = model.model if isinstance(model, Shared) else model
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, name=type(plain).__name__))
     check_penalty(config, check_model(model, config.model.name, data))
-    rate = learning_rate(config, max(1, len(data.train) // config.batch_size))
+    rate = learning_rate(config, max(1, data.phase_examples // config.batch_size))
     return Run(config, data, model, front, rate, optimizer(config, rate))
 
 
@@ -136,10 +146,32 @@ def named_network(config: Config, num_classes: int, image_shape: tuple[int, int,
 
 def check_batch(run: Run) -> None:
     """Raises `ConfigError` unless the batch can be filled, and cut evenly over the devices."""
-    size, images = run.config.batch_size, len(run.data.train)
+    size, images = run.config.batch_size, run.data.phase_examples
     run.devices.check_batch(size)
     if size > images:
         raise ConfigError(f"batch_size {size} is larger than the {images} training images of {run.data.name!r}; make it smaller")
+
+
+def check_together(runs: Sequence[Run], workdirs: Sequence[pathlib.Path]) -> None:
+    """Raises `ConfigError` unless runs can be trained as one program: equal but for their seeds, on the same images, each in its folder."""
+    if not runs or len(runs) != len(workdirs) or len({path.absolute() for path in workdirs}) < len(workdirs):
+        raise ConfigError(f"{len(runs)} runs and {len(workdirs)} workdirs ({', '.join(map(str, workdirs))}); give each run one of its own")
+    first = runs[0]
+    for run in runs[1:]:
+        changed = differences(dataclasses.replace(run.config, seed=first.config.seed), first.config)
+        if changed or run.model != first.model:
+            raise ConfigError(
+                f"runs that are trained together differ in their seed alone; these differ in {'; '.join(changed) or 'the model'}"
+            )
+        sources = (first.data.train, run.data.train)
+        same = all(isinstance(source, ArraySource) for source in sources) and all(
+            np.array_equal(getattr(sources[0], part), getattr(sources[1], part)) for part in ("image", "label")
+        )
+        if not same:
+            raise ConfigError(
+                f"data set {first.data.name!r} gives each seed training images of its own, or is read from disk, so that the runs cannot "
+                "be trained together; set data.validation to 0, which holds none out, or train each by itself"
+            )
 
 
 def check_model(model: nn.Module, name: str, data: ImageSet) -> Any:
@@ -151,9 +183,10 @@ def check_model(model: nn.Module, name: str, data: ImageSet) -> Any:
     except Exception as error:  # a model may fail on a wrong shape in any way it likes
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"model {name!r} cannot take images of shape {data.image_shape} (data set {data.name!r}): {reason}") from error
-    found, wanted = getattr(logits, "shape", None), (1, data.num_classes)
+    found, wanted = getattr(logits, "shape", None), (1, *data.task.outputs(data.num_classes, data.image_shape))
     if found != wanted:
-        raise ConfigError(f"model {name!r} gives {found} for one image of data set {data.name!r}; one number a class is wanted, {wanted}")
+        per = "class" if data.task == CLASSES else "cell"
+        raise ConfigError(f"model {name!r} gives {found} for one image of data set {data.name!r}; one number a {per} is wanted, {wanted}")
     return variables
 
 

@@ -11,7 +11,7 @@ import optax
 
 from paramshare.penalties import orthogonality, recurrence
 from paramshare.training.config import Penalty
-from paramshare.training.data import Augment, augment, normalise
+from paramshare.training.data import CLASSES, Augment, Task, augment, normalise
 from paramshare.training.state import AXIS, State
 
 Batch = dict[str, jax.Array]
@@ -25,6 +25,7 @@ def make_train_step(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     *,
+    task: Task = CLASSES,
     seed: int = 0,
     label_smoothing: float = 0.0,
     penalty: Penalty = Penalty(),  # noqa: B008 (frozen)
@@ -32,24 +33,24 @@ def make_train_step(
 ) -> Callable[[State, Any, Batch], tuple[State, Metrics]]:
     """The step `(state, data, batch) -> (state, metrics)`, to be mapped over the axis `AXIS`.
 
-    `batch` is this device's share, `{"image": (b, H, W, C) uint8, "label": (b,)}`; or, where the whole training set lives on the device as
-    `data = {"image": (N, H, W, C), "label": (N,)}`, `{"index": (b,)}` into it.
+    `batch` is this device's share, `{"image": (b, H, W, C) uint8, "label": (b, ...)}`, labels as `task` wants them; or, where the whole
+    training set lives on the device as `data = {"image": (N, H, W, C), "label": (N, ...)}`, `{"index": (b,)}` into it.
 
     Gradients are averaged over devices on `state.trainable`, and nothing larger: kernels made from banks never travel. Randomness
     is a function of (seed, step, position in the global batch), so that it does not depend on the number of devices; except for the
     model's own dropout, which also takes the device's number. If the loss or a gradient is not finite, on any device, the update
     is not applied, and no later one either.
 
-    Metrics, the same on all devices: `loss` (mean cross entropy), `accuracy`, `finite`; where penalties are added to the loss,
-    `orthogonality` and `recurrence`, not yet multiplied; with `gradient_flow`, `gradient_mean/BANK` and `gradient_max/BANK` (see `flow`).
-    The last four travel no further than the gradient they are made of.
+    Metrics, the same on all devices: `loss` (the task's, the mean over examples), the task's score (such as `accuracy`), `finite`; where
+    penalties are added to the loss, `orthogonality` and `recurrence`, not yet multiplied; with `gradient_flow`, `gradient_mean/BANK` and
+    `gradient_max/BANK` (see `flow`). The last four travel no further than the gradient they are made of.
     """
 
     def train_step(state: State, data: Any, batch: Batch) -> tuple[State, Metrics]:
         if data is not None:
             batch = {name: jnp.take(value, batch["index"], axis=0) for name, value in data.items()}
-        label_B = batch["label"]
-        device, size = jax.lax.axis_index(AXIS), label_B.shape[0]
+        label = batch["label"]
+        device, size = jax.lax.axis_index(AXIS), label.shape[0]
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         image_key, model_key = jax.random.split(key)
         x_BxHxWxC = augment(image_key, batch["image"], augmentation, mean, std, first=device * size)
@@ -57,19 +58,19 @@ def make_train_step(
         rngs = {"params": jax.random.fold_in(model_key, device)}
 
         def loss_fn(trainable):
-            logits_BxK, collections = model.apply(
+            output, collections = model.apply(
                 {**trainable, **state.collections}, x_BxHxWxC, train=True, mutable=list(state.collections), rngs=rngs
             )
-            loss = cross_entropy(logits_BxK, label_B, label_smoothing).mean()
+            loss = task.loss(output, label, label_smoothing).mean()
             added = penalties(penalty, trainable)
             total = loss + sum(getattr(penalty, name) * value for name, value in added.items())
-            return total, (loss, added, logits_BxK, collections)
+            return total, (loss, added, output, collections)
 
-        gradient, (loss, more, logits_BxK, collections) = jax.grad(loss_fn, has_aux=True)(state.trainable)
+        gradient, (loss, more, output, collections) = jax.grad(loss_fn, has_aux=True)(state.trainable)
         gradient = jax.lax.pmean(gradient, AXIS)
         collections = jax.tree.map(lambda x: jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.inexact) else x, dict(collections))
-        accuracy = jnp.mean(jnp.argmax(logits_BxK, axis=-1) == label_B, dtype=jnp.float32)
-        loss, accuracy = jax.lax.pmean((loss, accuracy), AXIS)
+        parts = {name: jnp.sum(part) for name, part in task.parts(output, label).items()} | {"count": jnp.float32(size)}
+        loss, parts = jax.lax.pmean((loss, parts), AXIS)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
 
         def update() -> State:
@@ -79,7 +80,7 @@ def make_train_step(
 
         state = jax.lax.cond(finite & ~state.failed, update, lambda: dataclasses.replace(state, failed=jnp.ones((), jnp.bool_)))
         more |= flow(gradient) if gradient_flow else {}
-        return state, {"loss": loss, "accuracy": accuracy, "finite": finite, **more}
+        return state, {"loss": loss, **task.means(parts), "finite": finite, **more}
 
     return train_step
 
@@ -131,31 +132,20 @@ def _banks(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + name, value
 
 
-def make_eval_step(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Any, Any, Batch], Metrics]:
+def make_eval_step(
+    model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], *, task: Task = CLASSES
+) -> Callable[[Any, Any, Batch], Metrics]:
     """The step `(variables, None, batch) -> sums` over `{"image", "label", "weight": (b,)}`; examples of weight 0 do not count.
 
-    Sums over all devices: `loss`, `correct`, `correct5` (label among the five likeliest), `count`.
+    Sums over all devices: `loss`, `count`, and what `task.means` makes its measures of.
     """
 
     def eval_step(variables: Any, data: None, batch: Batch) -> Metrics:
-        logits_BxK: Any = model.apply(variables, normalise(batch["image"], mean, std), train=False)
-        label_B, weight_B = batch["label"], batch["weight"]
-        top_Bx5 = jax.lax.top_k(logits_BxK, min(5, logits_BxK.shape[-1]))[1]
-        sums = {
-            "loss": jnp.sum(weight_B * cross_entropy(logits_BxK, label_B)),
-            "correct": jnp.sum(weight_B * (top_Bx5[:, 0] == label_B)),
-            "correct5": jnp.sum(weight_B * jnp.any(top_Bx5 == label_B[:, None], axis=-1)),
-            "count": jnp.sum(weight_B),
-        }
+        output: Any = model.apply(variables, normalise(batch["image"], mean, std), train=False)
+        label, weight_B = batch["label"], batch["weight"]
+        parts = {"loss": task.loss(output, label), "count": jnp.ones_like(weight_B)}
+        parts |= task.parts(output, label) | task.more_parts(output, batch["image"], label)
+        sums = {name: jnp.sum(weight_B * part) for name, part in parts.items()}
         return jax.lax.psum(sums, AXIS)
 
     return eval_step
-
-
-def cross_entropy(logits_BxK: jax.Array, label_B: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """Cross entropy of each example, in float32; `smoothing` is the share of the target spread over all classes (Szegedy et al. 2016)."""
-    log_p_BxK = jax.nn.log_softmax(logits_BxK.astype(jnp.float32))
-    of_label_B = -jnp.take_along_axis(log_p_BxK, label_B[:, None], axis=-1)[:, 0]
-    if not smoothing:
-        return of_label_B
-    return (1 - smoothing) * of_label_B - smoothing * jnp.mean(log_p_BxK, axis=-1)

@@ -1,14 +1,16 @@
-"""The folder of a run: whose it is."""
+"""The folder of a run: whose it is, and what it holds."""
 
 import json
 import pathlib
+from typing import Any
 
 import jax
 
 from paramshare.training import config as configs
-from paramshare.training.checkpoint import CheckpointError, read_json
+from paramshare.training.checkpoint import CheckpointError, Checkpoints, read_json
 from paramshare.training.config import Config, ConfigError
 from paramshare.training.run import Run
+from paramshare.training.state import State
 
 ORIGIN = "origin.json"  # of a workdir made from another run: what it was made from
 
@@ -64,3 +66,24 @@ def stored_config(workdir: pathlib.Path) -> Config:
         return configs.from_json(stored.read_text())
     except (OSError, ConfigError) as error:
         raise ConfigError(f"{stored}: {error}") from None
+
+
+def stored_variables(workdir: pathlib.Path, shapes: State, checkpoint: str = "last") -> tuple[dict[str, Any], int]:
+    """The trained variables of a workdir, of its "last" state or of the "best", and their step.
+
+    Args:
+      workdir: of a training run.
+      shapes: of the run's state.
+      checkpoint: which state.
+
+    Raises:
+      ConfigError: if no epoch was chosen as the best.
+      CheckpointError: if there is no state, or it cannot be read.
+    """
+    best = checkpoint == "best"
+    with Checkpoints(workdir / ("best" if best else "checkpoints")) as checkpoints:
+        step = checkpoints.latest
+        if best and step is None:
+            raise ConfigError(f"run {workdir} has chosen no epoch by validation; take --checkpoint last")
+        found, _ = checkpoints.restore(shapes.variables if best else shapes, step)
+    return found if best else found.variables, int(step or 0)

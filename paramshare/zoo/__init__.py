@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 from paramshare.models import ModelError
 from paramshare.shared import share
-from paramshare.zoo import basis, repetition, residual, ring, wide
+from paramshare.zoo import basis, path, repetition, residual, ring, wide
 from paramshare.zoo.family import LARGE, SMALL, Family
 
-FAMILIES = (*wide.FAMILIES, *residual.FAMILIES, *basis.FAMILIES, *ring.FAMILIES, *repetition.FAMILIES)
+FAMILIES = (*wide.FAMILIES, *residual.FAMILIES, *basis.FAMILIES, *ring.FAMILIES, *repetition.FAMILIES, *path.FAMILIES)
 
 
 def create_model(name: str, num_classes: int | None = None, input_shape: tuple[int, int, int] | None = None, **options: Any) -> nn.Module:
@@ -23,7 +23,7 @@ def create_model(name: str, num_classes: int | None = None, input_shape: tuple[i
 
     Args:
       name: such as "wrn-28-10" (depth, width), "swrn-28-10-2" (depth, width, templates), "resnet34-s32u1"; see `list_models`.
-      num_classes: outputs of the classifier; 10 unless given, 1000 for networks built for ImageNet.
+      num_classes: outputs of the classifier; 10 unless given, 1000 for networks built for ImageNet, 1 (a cell) for path nets.
       input_shape: (height, width, channels) of the images; (32, 32, 3) unless given, (224, 224, 3) for networks built for ImageNet.
       **options: of the network, as `options_of` lists them: `dtype` (compute), `axis_name` (synchronised batch statistics); of many
         networks built for ImageNet `stem`, "imagenet" or "cifar" (for small images; unless given, what the images' size suggests, from
@@ -55,7 +55,7 @@ def create_model(name: str, num_classes: int | None = None, input_shape: tuple[i
     if "stem" in family.options and stem is None:
         stem = options["stem"] = "cifar" if min(shape[:2]) < 64 else "imagenet"
     if num_classes is None:
-        num_classes = 1000 if family.input_shape == LARGE and stem != "cifar" else 10
+        num_classes = family.num_classes or (1000 if family.input_shape == LARGE and stem != "cifar" else 10)
     if type(num_classes) is not int or num_classes < 1:
         raise ModelError(f"{name}: num_classes={num_classes}; a classifier has at least one output")
     try:

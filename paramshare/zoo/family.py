@@ -24,6 +24,7 @@ class Family:
       accepts: whether the numbers are of this family rather than of another of the same form.
       input_shape: of the images that the networks were designed for.
       options: what `build` takes besides.
+      num_classes: outputs unless told; None for 10, or 1000 of networks for ImageNet.
     """
 
     form: str
@@ -33,6 +34,7 @@ class Family:
     accepts: Callable[[dict[str, Any]], bool] = lambda numbers: True
     input_shape: tuple[int, int, int] = SMALL
     options: tuple[str, ...] = ("dtype", "axis_name")
+    num_classes: int | None = None
 
     def parse(self, name: str) -> dict[str, Any] | None:
         """The numbers in a name of this form, or None."""

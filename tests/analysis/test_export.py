@@ -222,13 +222,15 @@ def test_bfloat16_parameters_are_the_models_own_again():
     np.testing.assert_array_equal(jax.jit(program.call)(flat(variables), x), jax.jit(model.apply)(variables, x))
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive", None, "pickle"])
+@pytest.mark.parametrize("content", [b"", b"no archive", None, "pickle", "an array where there are others"])
 def test_files_that_are_no_variables(tmp_path, content):
     file = tmp_path / "v.npz"
     if isinstance(content, bytes):
         file.write_bytes(content)
     elif content == "pickle":
         np.savez(file, a=np.array([{}], object))
+    elif content:
+        np.savez(file, **{"a": np.zeros(3), "a/b": np.zeros(1)})  # pyright: ignore[reportArgumentType]
     with pytest.raises(ExportError, match=r"v\.npz cannot be read as an \.npz file of variables"):
         load_variables(file)
 

@@ -234,6 +234,16 @@ def test_counts_have_whole_ticks():
     assert re.findall('text-anchor="end">([^<]*)<', line_chart({"a": [(0, 3), (1, 4)]}, title="t", whole=True)) == ["3", "4"]
 
 
+@pytest.mark.parametrize(
+    ("high", "said"),
+    [(21_000, ["5000", "10000", "15000", "20000", "25000"]), (2.5e6, ["0", "500000", "1e6", "1.5e6", "2e6", "2.5e6"])],
+)
+def test_ticks_are_written_whole(high, said):
+    """No two ticks under one name."""
+    drawn = line_chart({"a": [(0, 5000), (1, high)]}, title="t", whole=True)
+    assert re.findall('text-anchor="end">([^<]*)<', drawn) == said
+
+
 def test_higher_is_up_and_in_proportion():
     drawn = line_chart({"a": [(0, 0.0), (1, 5.0), (2, 10.0)], "b": [(0, 1.0), (2, 10.0)]}, title="t")
     first = [tuple(map(float, point.split(","))) for point in polyline(drawn)]

@@ -20,19 +20,6 @@ def sites(number: int, shape: tuple[int, ...] = (3, 3, 4, 8), dtype: str = "floa
     return tuple(Site(f"layer{i}/kernel", shape, dtype) for i in range(number))
 
 
-def rows(kernel: Any) -> np.ndarray:
-    """(n, P): the filters of a kernel (..., n), in double precision."""
-    kernel = np.asarray(kernel, np.float64)
-    return kernel.reshape(-1, kernel.shape[-1]).T
-
-
-def assert_he_normal(values: Any, variance: float):
-    """The first four moments are those of N(0, variance), within five standard errors of each."""
-    numbers = np.asarray(values, np.float64).ravel() / math.sqrt(variance)
-    for power, moment, spread in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
-        assert abs(np.mean(numbers**power) - moment) < 5 * math.sqrt(spread / numbers.size)
-
-
 @pytest.mark.parametrize(("shape", "s", "u"), [((3, 3, 4, 8), 6, 2), ((1, 1, 9, 5), 5, 0), ((7, 4), 3, 1)])
 @pytest.mark.parametrize("bases", [1, 2])
 def test_unique_filters_stand_before_shared_ones(shape, s, u, bases):
@@ -67,7 +54,7 @@ def test_bases_are_dealt_out_in_the_order_of_calls():
 
 @pytest.mark.parametrize(("shape", "s", "u", "bases"), [((3, 3, 4, 8), 8, 0, 1), ((3, 3, 4, 8), 7, 1, 3), ((3, 3, 4, 19), 18, 1, 2)])
 @pytest.mark.parametrize(("dtype", "atol"), [("float32", 2e-6), ("float64", 4e-15)])  # some ten roundings, in QR, of numbers below 1
-def test_shared_filters_start_orthonormal_those_of_all_bases_jointly(shape, s, u, bases, dtype, atol):
+def test_shared_filters_start_orthonormal_those_of_all_bases_jointly(rows, shape, s, u, bases, dtype, atol):
     with jax.enable_x64(dtype == "float64"):
         bank, _ = FilterBasis(s, u, bases).init(KEY, sites(4, shape, dtype))
     assert bank["filters"].shape == (bases, *shape[:-1], s)
@@ -85,13 +72,13 @@ def test_a_fresh_bank_has_no_penalty_on_its_shared_filters(unique):
 
 
 @pytest.mark.parametrize("u", [1, 4])
-def test_unique_filters_start_he_normal_of_their_own_fan_out(u):
+def test_unique_filters_start_he_normal_of_their_own_fan_out(assert_he_normal, u):
     _, own = FilterBasis(60 - u, u).init(KEY, sites(40, (3, 3, 64, 60)))
     assert own["unique"].shape == (40, 3, 3, 64, u)
     assert_he_normal(own["unique"], 2 / (9 * u))
 
 
-def test_shared_filters_start_he_normal_on_request():
+def test_shared_filters_start_he_normal_on_request(rows, assert_he_normal):
     """Of the s filters' own fan-out, independent of the basis beside them."""
     scheme = FilterBasis(30, 2, bases=2, orthonormal=False)
     bank, own = scheme.init(KEY, sites(4, (3, 3, 64, 32)))
@@ -102,7 +89,7 @@ def test_shared_filters_start_he_normal_on_request():
 
 
 @pytest.mark.parametrize("orthonormal", [False, True])
-def test_shared_and_unique_filters_are_drawn_apart(orthonormal):
+def test_shared_and_unique_filters_are_drawn_apart(rows, orthonormal):
     """As many of each, from one key: in no order of the one do they go together with the other, not even through QR."""
     bank, own = FilterBasis(8, 8, bases=2, orthonormal=orthonormal).init(KEY, sites(2, (3, 3, 64, 16)))
     shared_NxP = np.concatenate([rows(basis) for basis in bank["filters"]])

@@ -44,13 +44,9 @@ def test_layers_do_not_start_unlike():
     np.testing.assert_array_less(np.abs(entries.mean(axis=0)), 5 * entries.std(axis=0) / math.sqrt(draws))
 
 
-def test_templates_start_he_normal():
+def test_templates_start_he_normal(assert_he_normal):
     bank, _ = Soft(3).init(jax.random.key(0), sites(2, (3, 3, 64, 64)))
-    numbers = np.asarray(bank["templates"], np.float64).ravel() / math.sqrt(2 / (9 * 64))
-    n = numbers.size
-    # Moments of a standard normal, within five standard errors of each.
-    for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
-        assert abs(np.mean(numbers**power) - moment) < 5 * math.sqrt(variance / n)
+    assert_he_normal(bank["templates"], 2 / (9 * 64))
 
 
 def test_kernels_are_the_sum_of_the_paper():

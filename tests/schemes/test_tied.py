@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,22 +19,9 @@ def sites(number: int, shape: tuple[int, ...] = (3, 3, 4, 8), dtype: str = "floa
     return tuple(Site(f"layer{i}/kernel", shape, dtype) for i in range(number))
 
 
-def rows(kernel: Any) -> np.ndarray:
-    """(n, P): the filters of a kernel (..., n), in double precision."""
-    kernel = np.asarray(kernel, np.float64)
-    return kernel.reshape(-1, kernel.shape[-1]).T
-
-
-def assert_he_normal(values: Any, variance: float):
-    """The first four moments are those of N(0, variance), within five standard errors of each."""
-    numbers = np.asarray(values, np.float64).ravel() / math.sqrt(variance)
-    for power, moment, spread in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
-        assert abs(np.mean(numbers**power) - moment) < 5 * math.sqrt(spread / numbers.size)
-
-
 @pytest.mark.parametrize(("shape", "wide"), [((3, 3, 4, 8), True), ((6, 6), True), ((1, 1, 5, 20), False)])
 @pytest.mark.parametrize(("dtype", "atol"), [("float32", 2e-6), ("float64", 4e-15)])
-def test_tied_kernels_start_orthonormal_on_the_shorter_side(shape, wide, dtype, atol):
+def test_tied_kernels_start_orthonormal_on_the_shorter_side(rows, shape, wide, dtype, atol):
     """Filters that outnumber their own numbers (an expansion p -> 4p): the numbers, over all filters, are orthonormal."""
     with jax.enable_x64(dtype == "float64"):
         bank, own = Tied(orthonormal=True).init(KEY, sites(3, shape, dtype))
@@ -50,7 +36,7 @@ def test_tied_kernels_start_orthonormal_on_the_shorter_side(shape, wide, dtype, 
     [(Tied(), 2 / (9 * 48)), (Tied(scale=1.0, fan="fan_in"), 1 / (9 * 64)), (Tied(scale=0.5), 0.5 / (9 * 48))],
     ids=str,
 )
-def test_tied_kernels_start_normal_with_the_variance_asked_for(scheme, variance):
+def test_tied_kernels_start_normal_with_the_variance_asked_for(assert_he_normal, scheme, variance):
     bank, _ = scheme.init(KEY, sites(2, (3, 3, 64, 48)))
     assert_he_normal(bank["kernels"], variance)
 

@@ -9,7 +9,8 @@ import pytest
 import paramshare
 from paramshare import ModelError, Shared
 from paramshare.analysis.cost import cost
-from paramshare.schemes import FilterBasis, Ring, Tied
+from paramshare.models import PathNet
+from paramshare.schemes import FilterBasis, Ring, Soft, Tied
 from paramshare.zoo import default_input_shape, options_of
 
 SMALL = {"num_classes": 100, "stem": "cifar"}
@@ -87,9 +88,11 @@ RINGS = {
     (34, 10, "cifar"): (21_258_240, 35, 23_882, 21_282_122),
     (34, 100, "cifar"): (21_258_240, 35, 70_052, 21_328_292),
 }
+# Spec of soft sharing: networks for shortest paths on grids, with k templates for 20 layers
+PATHS = {"pathnet-20-32": 185_697, "spathnet-20-32-20": 186_097, "spathnet-20-32-1": 185_697 - 19 * 9_216 + 20}
 CASES = [
     *[(name, SMALL if where else {}, wanted) for where, rows in BASIS.items() for name, wanted in rows.items()],
-    *[(name, {}, wanted) for name, wanted in REPETITION.items()],
+    *[(name, {}, wanted) for name, wanted in (REPETITION | PATHS).items()],
 ]
 
 
@@ -195,6 +198,33 @@ def test_which_stages_of_a_mobilenet_share():
     assert [len(bank.sites) for bank in shared("mobilenetv2-shared").layout.banks] == [2, 3, 2, 2]
 
 
+@pytest.mark.parametrize(("depth", "width", "period", "ring"), [(20, 32, 1, 18_432), (10, 16, 3, 2_304), (4, 8, 4, 100)])
+def test_path_nets_by_their_formulas(depth, width, period, ring):
+    """First and last layer, two numbers a channel of every batch norm, and the kernels."""
+    private, kernel = 2 * width + 2 * width * depth + width + 1, 9 * width * width
+    name = f"pathnet-{depth}-{width}"
+    assert paramshare.count(variables(name))["trainable"] == private + kernel * depth
+    for shares, numbers, scheme in (
+        (f"s{name}-{period}", (kernel + depth) * period, Soft(period)),
+        (f"{name}-loop-{period}", kernel * period, Tied(groups=tuple(i % period for i in range(depth)), fan="fan_in")),
+        (f"{name}-rpg-{ring}", ring, Ring(ring)),
+    ):
+        layout = shared(shares).layout
+        assert layout.trainable == paramshare.count(variables(shares))["trainable"] == private + numbers
+        assert [bank.scheme for bank in layout.banks] == [scheme]
+        assert [site.path for site in layout.banks[0].sites] == [f"layer{i + 1}/conv/kernel" for i in range(depth)]
+
+
+@pytest.mark.parametrize("name", ["pathnet-4-8", "spathnet-4-8-2", "pathnet-4-8-loop-2", "pathnet-4-8-rpg-100"])
+def test_path_nets_take_their_options(name):
+    with jax.numpy_dtype_promotion("standard"):  # Flax's BatchNorm adds float32 statistics to bfloat16 images
+        model = paramshare.create_model(name, 1, (9, 7, 2), dtype=jnp.bfloat16, axis_name="device")
+    plain = model.model if isinstance(model, Shared) else model
+    assert plain == PathNet(4, 8, dtype=jnp.bfloat16, axis_name="device")
+    assert options_of(name) == ("dtype", "axis_name") and default_input_shape(name) == (32, 32, 2)
+    assert paramshare.create_model(name) == paramshare.create_model(name, num_classes=1)
+
+
 @pytest.mark.parametrize(
     "name", ["resnet18", "resnet34-s32u1", "mobilenetv2", "densenet121", "resnext50-s64u4", "resnet18-rpg", "resnet18-x2-repeat"]
 )
@@ -239,6 +269,16 @@ def test_the_stem_follows_the_images(name):
             {},
             "no network 'resnet20-rpg'; names of the form resnet{depth}-rpg are: .*resnet18-rpg; nearest: .*resnet20-rpg-10000",
         ),
+        *[
+            (name, {"num_classes": 10}, f"{name}: num_classes=10; a path net gives one number a cell: leave it out")
+            for name in ("pathnet-4-8", "spathnet-4-8-2", "pathnet-4-8-loop-1", "pathnet-4-8-rpg-9")
+        ],
+        ("pathnet-4-8-loop-5", {}, "pathnet-4-8-loop-5: 5 kernels cannot take turns in 4 layers; take a number from 1 to 4"),
+        ("pathnet-4-8-loop-0", {}, "0 kernels cannot take turns"),
+        ("pathnet-4-0", {}, "pathnet-4-0: depth=4, width=0; a path net has a layer and a channel or more"),
+        ("spathnet-4-8-0", {}, r"Soft\(templates=0\)"),
+        ("pathnet-4-8-rpg-0", {}, r"Ring\(size=0\)"),
+        ("pathnet-4", {}, r"malformed model name 'pathnet-4'; names are of the form pathnet-\{depth\}-\{width\}"),
         ("resnet18-shared", {}, "no network 'resnet18-shared'.* bottleneck networks .* resnet50-shared"),
     ],
 )

@@ -1,7 +1,8 @@
 """Shortest paths on grids: problems for networks that have to learn an algorithm. Exact, of any size, a pure function of seed and index."""
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -71,7 +72,9 @@ class Grids:
         numbers = np.asarray(list(indices), np.int64)
         if seed < 0 or (numbers < 0).any():
             raise DataError(f"Grids.draw(seed={seed}): seeds and indices are 0 or more")
-        streams = [np.random.Generator(np.random.Philox(key=[seed, index])) for index in numbers]
+        # What sets kinds apart lies in the counter's high words: their streams do not meet.
+        place = [0, 0, self.window, (self.height << 32) + self.width]
+        streams = [np.random.Generator(np.random.Philox(key=[seed, index], counter=place)) for index in numbers]
         free = np.zeros((len(numbers), self.height, self.width), bool)
         ends, targets = np.zeros((len(numbers), 2, 2), np.int64), np.zeros_like(free)
         left = np.arange(len(numbers))
@@ -92,6 +95,30 @@ class Grids:
         for end in (0, 1):
             images[rows, ends[:, end, 0], ends[:, end, 1], 1] = 1
         return images, targets.astype(np.uint8)
+
+    def stream(self, seed: int, batch_size: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Problems without end, none twice: batch s holds the numbers s batch_size .. (s + 1) batch_size - 1 of `draw`.
+
+        Args:
+          seed: of the stream, 0 or more.
+          batch_size: problems a batch, B, 1 or more.
+          start: the first batch; a stream that starts at s goes on where s batches ended.
+
+        Returns:
+          Iterator of images (B, H, W, 2) and targets (B, H, W), uint8, as `draw` gives them.
+
+        Raises:
+          DataError: if a number is not a legal one.
+
+        Example:
+          >>> stream = Grids(window=9).stream(seed=0, batch_size=4, start=2)
+          >>> bool((next(stream)[0] == Grids(window=9).draw(0, range(8, 12))[0]).all())
+          True
+        """
+        if batch_size < 1 or start < 0:
+            raise DataError(f"Grids.stream(batch_size={batch_size}, start={start}): batches hold 1 or more, and count from 0")
+        batches = (range(batch * batch_size, (batch + 1) * batch_size) for batch in itertools.count(start))
+        return (self.draw(seed, numbers) for numbers in batches)
 
     def _pair(self, stream: np.random.Generator, free_HxW: np.ndarray) -> np.ndarray:
         """Two cells that a window holds; the same one twice where the draw is to be repeated. All legal pairs are equally likely."""

@@ -1,19 +1,21 @@
 """What a data set is: three sources of examples and the few facts a model needs."""
 
 import dataclasses
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
 from paramshare.training.data import order, statistics
 from paramshare.training.data.error import DataError
+from paramshare.training.data.task import CLASSES, Task
 
 
 class Example(TypedDict):
-    """One example: image (H, W, C) uint8, label int."""
+    """One example: image (H, W, C) uint8; label int, or one for each cell, (H, W)."""
 
     image: np.ndarray
-    label: int
+    label: int | np.ndarray
 
 
 @runtime_checkable
@@ -34,7 +36,7 @@ class ArraySource:
 
     Attributes:
         image: (N, H, W, C) uint8.
-        label: (N,) int32.
+        label: (N,) int32; or, given so, (N, H, W) uint8: a label for each cell.
 
     Raises:
         DataError: if the arrays are not of those shapes and kinds, or a label is negative.
@@ -57,13 +59,17 @@ class ArraySource:
             raise DataError(f"image has shape {image.shape}; (N, H, W, C) is wanted: reshape it")
         if image.dtype != np.uint8:
             raise DataError(f"image has dtype {image.dtype}; uint8 from 0 to 255 is wanted: scale and cast it")
-        if label.ndim != 1 or len(label) != len(image):
-            raise DataError(f"label has shape {label.shape} beside {len(image)} images; one integer an image is wanted: ({len(image)},)")
+        cells = label.ndim == 3 and label.shape == image.shape[:3] and label.dtype == np.uint8
+        if (label.ndim != 1 or len(label) != len(image)) and not cells:
+            raise DataError(
+                f"label has shape {label.shape} and dtype {label.dtype} beside images {image.shape}; one integer an image is wanted, "
+                f"({len(image)},), or uint8 for each cell, {image.shape[:3]}"
+            )
         if len(label) and not np.issubdtype(label.dtype, np.integer):
             raise DataError(f"label has dtype {label.dtype}; integers from 0 are wanted: cast it, or number the classes")
         if len(label) and (label.min() < 0 or label.max() >= 2**31):
             raise DataError(f"label runs from {label.min()} to {label.max()}; integers from 0 are wanted: number the classes from 0")
-        self.image, self.label = image, label.astype(np.int32)
+        self.image, self.label = image, label if cells else label.astype(np.int32)
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -71,7 +77,8 @@ class ArraySource:
 
     def __getitem__(self, index: int) -> Example:
         """Example `index`; its image is a view of the array."""
-        return {"image": self.image[index], "label": int(self.label[index])}
+        label = self.label[index]
+        return {"image": self.image[index], "label": label if label.ndim else int(label)}
 
     def __repr__(self) -> str:
         """What is in it, without the arrays."""
@@ -109,7 +116,7 @@ class Subset:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """An image-classification set, divided and ready to be batched.
+    """A set of images with what is to be told of them, divided and ready to be batched.
 
     Attributes:
         name: what it was asked for as.
@@ -121,6 +128,10 @@ class ImageSet:
         mean: a number a channel, on the 0..255 scale.
         std: likewise, never 0.
         in_memory: whether all three sources are `ArraySource`s; otherwise they are read through grain.
+        task: what is asked of a network; its loss and measures. One class an image unless given.
+        phases: into how many equal parts, one behind the other, the training and the validation examples divide: a curriculum, trained
+            on part by part. 1 for none.
+        others: further test sets by name, whose images may be of other heights and widths.
     """
 
     name: str
@@ -132,6 +143,31 @@ class ImageSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     in_memory: bool
+    task: Task = CLASSES
+    phases: int = 1
+    others: Mapping[str, Source] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for part, source in (("train", self.train), ("validation", self.validation)):
+            if self.phases < 1 or len(source) % self.phases or (self.phases > 1 and not isinstance(source, ArraySource)):
+                raise DataError(
+                    f"{self.name}: {len(source)} {part} examples ({type(source).__name__}) cannot be a curriculum of {self.phases} phases; "
+                    "give an ArraySource whose length is a multiple of them"
+                )
+
+    @property
+    def phase_examples(self) -> int:
+        """Training examples of a phase."""
+        return len(self.train) // self.phases
+
+    def of_phase(self, part: Literal["train", "validation"], phase: int) -> Source:
+        """The training or validation examples of a phase, counted from 0."""
+        source: Source = getattr(self, part)
+        if self.phases == 1:
+            return source
+        assert isinstance(source, ArraySource)
+        size = len(source) // self.phases
+        return source.take(np.arange(phase * size, (phase + 1) * size))
 
 
 def from_arrays(

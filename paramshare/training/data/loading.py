@@ -6,6 +6,7 @@ import numpy as np
 
 from paramshare.training.data import order, prepared, statistics
 from paramshare.training.data.crop import CropSource
+from paramshare.training.data.curriculum import Curriculum, curriculum_set
 from paramshare.training.data.error import DataError
 from paramshare.training.data.image_set import ImageSet, Source, Subset, from_arrays
 from paramshare.training.data.records import Records
@@ -20,14 +21,15 @@ def load(
     seed: int = 0,
     train_examples: int | None = None,
     image_size: int | None = None,
+    curriculum: Curriculum = Curriculum(),  # noqa: B008 (frozen)
     memory_limit: int = 2**30,
 ) -> ImageSet:
-    """Loads an image-classification set, preparing it the first time.
+    """Loads a set by name, preparing it the first time.
 
     Args:
-        name: "digits" (scikit-learn's, no download), "idx" (a folder of MNIST's format), or a set of tensorflow-datasets with an image and
-            a label: cifar10, cifar100, mnist, fashion_mnist, svhn_cropped, imagenet2012, ... Preparing those needs TensorFlow;
-            reading them does not.
+        name: "digits" (scikit-learn's, no download), "idx" (a folder of MNIST's format), "grids" (shortest paths on grids, drawn as
+            `curriculum` says), or a set of tensorflow-datasets with an image and a label: cifar10, cifar100, mnist, fashion_mnist,
+            svhn_cropped, imagenet2012, ... Preparing those needs TensorFlow; reading them does not.
         data_dir: where prepared sets lie; None for TFDS's default, ~/tensorflow_datasets.
         path: the folder of IDX files, for "idx" only.
         validation: part of the training examples held out, chosen by `seed`; 0 for none. A set with validation *and* test examples
@@ -36,6 +38,7 @@ def load(
         seed: of the held-out choice, 0 <= seed < 2**64.
         train_examples: train on so many only, the first of the seed's order; the validation part stays what it is.
         image_size: side of the crop, for sets whose images vary in size; None for 224.
+        curriculum: the phases and test sets of "grids", whose problems do not depend on `seed`.
         memory_limit: a set of one image shape whose decoded training part is at most so many bytes is held in memory.
 
     Returns:
@@ -49,6 +52,11 @@ def load(
         >>> len(digits.train), len(digits.validation), len(digits.test)  # doctest: +SKIP
         (1298, 144, 355)
     """
+    if name == "grids":
+        for option, value in (("path", path), ("data_dir", data_dir), ("train_examples", train_examples), ("image_size", image_size)):
+            if value is not None:
+                raise DataError(f"data set 'grids' is drawn as its curriculum says, but {option} is {value!r}; leave it out")
+        return curriculum_set(curriculum, validation)
     builder = prepared.builder(name, data_dir, path)
     train_split, held_split, test_split = _splits(name, builder)
     train = Records(builder, train_split, name)

@@ -1,6 +1,7 @@
 """Grid problems: exact against SciPy's shortest paths, and a pure function of seed and index."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -100,3 +101,28 @@ def test_impossible_requests():
     with pytest.raises(DataError, match="no problem found in 200 grids"):
         Grids(1, 2, density=0.9999).draw(0, [0])
     assert Grids().draw(0, [])[0].shape == (0, 32, 32, 2)
+
+
+def test_a_stream_is_what_is_drawn_by_number():
+    grids = Grids(10, 10, window=7, density=0.2)
+    batches = list(itertools.islice(grids.stream(3, batch_size=6), 30))
+    for stacked, drawn in zip(zip(*batches, strict=True), grids.draw(3, range(180)), strict=True):
+        np.testing.assert_array_equal(np.concatenate(stacked), drawn)
+    assert len({image.tobytes() for images, _ in batches for image in images}) == 180  # none twice
+
+
+@pytest.mark.parametrize("start", [1, 7, 10**12])
+def test_a_stream_goes_on_where_batches_ended(start):
+    """Without drawing what came before, however much it was."""
+    grids = Grids(10, 10, window=7)
+    resumed = list(itertools.islice(grids.stream(0, batch_size=4, start=start), 3))
+    for stacked, drawn in zip(zip(*resumed, strict=True), grids.draw(0, range(4 * start, 4 * (start + 3))), strict=True):
+        np.testing.assert_array_equal(np.concatenate(stacked), drawn)
+
+
+def test_impossible_streams():
+    for options in ({"batch_size": 0}, {"batch_size": -4}, {"batch_size": 4, "start": -1}):
+        with pytest.raises(DataError, match="batches hold 1 or more, and count from 0"):
+            Grids().stream(0, **options)  # before a batch is asked for
+    with pytest.raises(DataError, match="0 or more"):
+        next(Grids().stream(-1, batch_size=4))

@@ -1,0 +1,159 @@
+"""A network run for more layers is the one that repeats, layer by layer, what the trained one has."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import paramshare
+from paramshare import PlanError, Shared
+from paramshare.analysis.deepening import HOW, DepthError, deepen, repeated
+from paramshare.models import PathNet
+from paramshare.models.layers import convolution
+from paramshare.models.path_net import ResidualLayer
+
+GRIDS = np.random.default_rng(0).normal(size=(3, 6, 5, 2)).astype(np.float32)
+
+
+def trained(model: Any) -> Any:
+    """Variables no two of which are alike, batch statistics of every layer included."""
+    rng = np.random.default_rng(1)
+
+    def draw(leaf: Any) -> jax.Array:
+        normal = rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
+        return jnp.asarray(normal if leaf.ndim > 1 else rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype)
+
+    return jax.tree.map(draw, jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.asarray(GRIDS))))
+
+
+def by_hand(dense: Any, layers: tuple[int, ...]) -> jax.Array:
+    """The network of these layers of `dense`, counted from 0, applied one after the other."""
+    norm = functools.partial(nn.BatchNorm, use_running_average=True, epsilon=1e-5)
+    params, statistics = dense["params"], dense["batch_stats"]
+    x = jnp.einsum("bhwi,io->bhwo", GRIDS, params["first"]["kernel"][0, 0])
+    for name in (f"layer{number + 1}" for number in layers):
+        x = ResidualLayer(convolution, norm, x.shape[-1]).apply({"params": params[name], "batch_stats": statistics[name]}, x)
+    return jnp.einsum("bhwi,i->bhw", x, params["last"]["kernel"][0, 0, :, 0]) + params["last"]["bias"][0]
+
+
+def assert_is(found: tuple[PathNet, Any], dense: Any, layers: tuple[int, ...]) -> None:
+    model, variables = found
+    assert type(model) is PathNet and model.depth == len(layers)
+    wanted = by_hand(dense, layers)
+    np.testing.assert_allclose(model.apply(variables, GRIDS), wanted, rtol=1e-4, atol=1e-4 * float(jnp.abs(wanted).max()))  # float32
+    fresh = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.asarray(GRIDS)))
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, fresh)  # all that the longer one has, and nothing besides
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_every_layer_is_there_in_order_and_the_rest_stays_last(how):
+    for layers in range(1, 8):
+        for period in range(1, layers + 1):
+            for more in range(5):
+                have, rest = divmod(layers, period)
+                found = repeated(layers, layers + more * period, period, how)
+                assert len(found) == layers + more * period
+                assert found[len(found) - rest :] == tuple(range(layers - rest, layers))
+                whole = np.array(found[: len(found) - rest]).reshape(-1, period)
+                np.testing.assert_array_equal(whole - whole[:, :1], np.tile(np.arange(period), (have + more, 1)))  # iterations stay whole
+                times = np.bincount(whole[:, 0] // period, minlength=have)
+                assert (whole[:, 0] % period == 0).all() and (np.diff(whole[:, 0]) >= 0).all() and (times >= 1).all()
+                more_often = {"stretch": have, "middle": have // 2, "last": have - 1}[how]
+                assert times.max() - times.min() <= 1 if how == "stretch" else times[more_often] == 1 + more
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ((3, 6, 1, "stretch"), (0, 0, 1, 1, 2, 2)),
+        ((3, 6, 1, "middle"), (0, 1, 1, 1, 1, 2)),
+        ((3, 6, 1, "last"), (0, 1, 2, 2, 2, 2)),
+        ((4, 8, 2, "stretch"), (0, 1, 0, 1, 2, 3, 2, 3)),
+        ((5, 9, 2, "stretch"), (0, 1, 0, 1, 2, 3, 2, 3, 4)),
+        ((5, 9, 2, "middle"), (0, 1, 2, 3, 2, 3, 2, 3, 4)),
+        ((3, 6, 3, "last"), (0, 1, 2, 0, 1, 2)),
+    ],
+)
+def test_repetitions_written_out(arguments, wanted):
+    assert repeated(*arguments) == wanted
+
+
+def test_no_more_layers_are_the_same_function():
+    shared = paramshare.create_model("spathnet-4-4-2", input_shape=(6, 5, 2))
+    assert isinstance(shared, Shared)
+    variables = trained(shared)
+    plain, dense = shared.model, shared.expand(variables)
+    for model, its in ((shared, variables), (plain, dense)):
+        same, found = deepen(model, its, 4)  # type: ignore[arg-type]
+        assert same == plain
+        np.testing.assert_allclose(same.apply(found, GRIDS), model.apply(its, GRIDS), rtol=1e-5, atol=1e-5)  # a kernel made elsewhere
+    jax.tree.map(np.testing.assert_array_equal, deepen(plain, dense, 4)[1], dense)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("how", "layers"), [("stretch", (0, 0, 1, 1, 2, 2)), ("middle", (0, 1, 1, 1, 1, 2)), ("last", (0, 1, 2, 2, 2, 2))], ids=HOW
+)
+def test_a_hard_loop_runs_for_more_iterations(how, layers):
+    """One kernel, but batch norms of its own for each iteration: they go where the layer goes."""
+    shared = paramshare.create_model("pathnet-3-4-loop-1", input_shape=(6, 5, 2))
+    assert isinstance(shared, Shared)
+    variables = trained(shared)
+    dense = shared.expand(variables)
+    found = deepen(shared, variables, 6, how=how)
+    assert_is(found, dense, layers)
+    kernels = [found[1]["params"][f"layer{number}"]["conv"]["kernel"] for number in range(1, 7)]
+    assert all(np.array_equal(kernel, kernels[0]) for kernel in kernels)
+
+
+def test_a_folded_network_repeats_its_period():
+    """Five layers that were found to alternate between two kernels: the fifth is no whole iteration, and stays the last."""
+    shared = paramshare.create_model("spathnet-5-4-2", input_shape=(6, 5, 2))
+    assert isinstance(shared, Shared)
+    variables = trained(shared)
+    variables["params"]["coefficients"]["layers"] = jnp.array([[1.0, 0], [0, 1], [2, 0], [0, -1], [0.5, 0]])
+    folded = paramshare.fold(shared, variables)
+    assert folded.banks[0].period == 2
+    found = deepen(folded.shared, folded.variables, 9, period=2, how="last")
+    assert_is(found, shared.expand(variables), (0, 1, 2, 3, 2, 3, 2, 3, 4))
+
+
+def test_options_of_the_network_stay():
+    with jax.numpy_dtype_promotion("standard"):  # Flax's BatchNorm adds float32 statistics to bfloat16 images
+        shared = paramshare.create_model("pathnet-2-4-loop-1", input_shape=(6, 5, 2), dtype=jnp.bfloat16, axis_name="device")
+        assert isinstance(shared, Shared)
+        variables = trained(shared)
+    assert deepen(shared, variables, 5)[0] == PathNet(5, 4, dtype=jnp.bfloat16, axis_name="device")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"depth": 3}, "depth=3; the network has 4 layers, and iterations of 1: give 5"),
+        ({"depth": 7, "period": 2}, "depth=7; the network has 4 layers, and iterations of 2: give 6"),
+        ({"depth": 6.0}, "depth=6.0"),
+        ({"depth": True}, "depth=True"),
+        ({"depth": 8, "period": 0}, "period=0; an iteration has from 1 to 4 layers"),
+        ({"depth": 9, "period": 5}, "period=5"),
+        ({"depth": 8, "period": 2.0}, "period=2.0"),
+        ({"depth": 8, "how": "first"}, "how='first'; it is one of stretch, middle, last"),
+    ],
+    ids=str,
+)
+def test_impossible_depths(options, said):
+    with pytest.raises(DepthError, match=said) as told:
+        deepen(PathNet(4, 4), {}, **options)
+    assert "\n" not in str(told.value)
+
+
+def test_networks_that_cannot_be_run_for_longer():
+    for name, kind in (("wrn-16-1", "WideResNet"), ("swrn-16-1-1", "WideResNet")):
+        with pytest.raises(DepthError, match=f"only a PathNet can be run for more layers; got {kind}"):
+            deepen(paramshare.create_model(name), {}, 20)  # type: ignore[arg-type]
+    shared = paramshare.create_model("pathnet-2-4-loop-1", input_shape=(6, 5, 2))
+    assert isinstance(shared, Shared)
+    with pytest.raises(PlanError, match="layers"):
+        deepen(shared, {"params": {}, "banks": {}}, 5)
