@@ -161,7 +161,7 @@ def one(task: tuple[str, Config, pathlib.Path]) -> dict[str, Any]:
         "steps": [(line["step"], line["f1"]) for line in lines if line["kind"] == "train"],
         "steps_per_epoch": result["steps"] // result["epochs"],
         "similar": [
-            (line["epoch"], off_diagonal(line["matrices"]["layers"])) for line in lines if line["kind"] == "similarity" and line["matrices"]
+            (line["epoch"], off_diagonal(matrix)) for line in lines if line["kind"] == "similarity" for matrix in line["matrices"].values()
         ],
         "tests": result["last"]["others"],
     }
@@ -192,7 +192,7 @@ def far(config: Config) -> list[str]:
     """The test sets on which loops are run for longer: what was trained on last, and what lies farthest beyond it."""
     curriculum = config.data.curriculum
     last, size = curriculum.windows[-1], curriculum.far_sizes[-1]
-    return [f"window {last}", f"window {curriculum.far_windows[-1]}", f"size {size}", f"size {size}, window {size}"]
+    return [f"window {last}", f"window {curriculum.far_windows[-1]}", f"size {size}, window {size}"]
 
 
 def longer(run: Any, network: Any, variables: Mapping[str, Any], period: int, kinds: Sequence[str]) -> list[dict[str, Any]]:
@@ -249,9 +249,9 @@ def tables(records: list[dict[str, Any]], labels: Mapping[str, str]) -> str:
     per_phase(area, "Validation F1, the mean over all epochs of each phase:")
     if "cnn" in by_arm:
         rows = {}
+        plain = {record["seed"]: record for record in by_arm["cnn"]}
         for name, its in by_arm.items():
             if name != "cnn":
-                plain = {record["seed"]: record for record in by_arm["cnn"]}
                 pairs = [(record, plain[record["seed"]]) for record in its if record["seed"] in plain]
                 rows[labels[name]] = [
                     show([first_epoch(a, phase) - first_epoch(b, phase) for a, b in pairs], signed=True)
@@ -261,6 +261,14 @@ def tables(records: list[dict[str, Any]], labels: Mapping[str, str]) -> str:
             "F1 over the first epoch of each phase less that of the CNN of the same seed:\n\n"
             + markdown(["network", *(f"window {window}" for window in phases)], rows)
         )
+        rows = {}
+        for name, its in by_arm.items():
+            pairs = [(record, plain[record["seed"]]) for record in its if name != "cnn" and record["seed"] in plain]
+            if pairs:
+                rows[labels[name]] = [
+                    show([a["tests"][kind]["f1"] - b["tests"][kind]["f1"] for a, b in pairs], signed=True) for kind in kinds
+                ]
+        parts.append(f"F1 on each test set less that of the CNN of the same seed:\n\n{markdown(['network', *kinds], rows)}")
     for measure, about in (
         ("f1", "F1 on each test set, after training"),
         ("exact", "Share of grids solved entirely (every cell right)"),

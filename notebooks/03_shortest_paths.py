@@ -67,8 +67,8 @@ plt.show()
 # finished is read, not trained again.
 
 # %%
-examples = int(os.environ.get("SHORTEST_PATHS_EXAMPLES", "1000"))  # a phase; few only to see that it runs
-tests = min(examples, 500)
+quick = "SHORTEST_PATHS_QUICK" in os.environ  # only to see that it runs
+depth, width, examples, tests, epochs = (3, 4, 32, 20, 5) if quick else (10, 16, 1000, 500, 60)
 config = Config(
     data=Data(
         "grids",
@@ -77,15 +77,15 @@ config = Config(
     ),
     optimizer=Optimizer("adam", learning_rate=0.01, weight_decay=0.0),
     schedule=Schedule("constant"),
-    epochs=60 if examples >= 1000 else 5,
+    epochs=epochs,
     batch_size=32,
     checkpoint_every=12,
 )
 networks = {
-    "CNN": ("pathnet-10-16", 0.0),
-    "SCNN": ("spathnet-10-16-10", 0.0),
-    "SCNN, recurrence": ("spathnet-10-16-10", 0.01),
-    "hard loop": ("pathnet-10-16-loop-1", 0.0),
+    "CNN": (f"pathnet-{depth}-{width}", 0.0),
+    "SCNN": (f"spathnet-{depth}-{width}-{depth}", 0.0),
+    "SCNN, recurrence": (f"spathnet-{depth}-{width}-{depth}", 0.01),
+    "hard loop": (f"pathnet-{depth}-{width}-loop-1", 0.0),
 }
 found = {}
 for label, (name, recurrence) in networks.items():
@@ -164,12 +164,12 @@ for kind in rows:
 # %%
 run, variables, *_ = found["hard loop"]
 print(f"{'F1 after':<22}" + "".join(f"{kind:>22}" for kind in rows))
-for depth in (10, 12, 15, 20):
-    deeper, its = deepen(run.model, variables, depth, how="middle")
-    if depth > 10:
+for iterations in (depth, depth + 2, depth + 5):
+    deeper, its = deepen(run.model, variables, iterations, how="middle")
+    if iterations > depth:
         its = reestimate(deeper, its, training_images(run, 16))
     evaluate = make_evaluate(dataclasses.replace(run, model=deeper))
-    print(f"{depth:>2} iterations         " + "".join(f"{evaluate(its, run.data.others[kind])['f1']:>22.3f}" for kind in rows))
+    print(f"{iterations:>2} iterations         " + "".join(f"{evaluate(its, run.data.others[kind])['f1']:>22.3f}" for kind in rows))
 
 # %% [markdown]
 # One seed shows how it is done, and little more. With five seeds, intervals and the other schemes:

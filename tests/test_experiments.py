@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 
 from paramshare import count
 from paramshare.training.config import Config, differences, from_json, load_file, to_json
+from paramshare.training.data import Curriculum
 from paramshare.training.loop import train
 from paramshare.training.optimizer import learning_rate
 from paramshare.training.run import prepare
@@ -48,6 +49,8 @@ SMALLER = {
     "resnet50-sharedpp": "resnet14-s8u1",
     "resnet18-rpg": "resnet8-rpg-1000",
     "resnet16-4-repeat": "resnet16-2-repeat",
+    "spathnet-20-32-20": "spathnet-2-4-2",
+    "spathnet-10-16-10": "spathnet-2-4-2",
 }  # the others run as they are, among them MobileNetV2, whose penalty names its banks
 
 
@@ -64,6 +67,9 @@ def test_runs_on_mock_data(file, tmp_path):
         one_step = dataclasses.replace(one_step, penalty=dataclasses.replace(config.penalty, pools=()))
     if config.data.name == "digits":  # no mock needed
         one_step = dataclasses.replace(one_step, data=dataclasses.replace(config.data, train_examples=4))
+    if config.data.name == "grids":  # nor here; one phase, and one test set beyond it
+        curriculum = Curriculum(8, windows=(3,), examples=4, tests=2, far_windows=(5,), far_sizes=(), far_densities=())
+        one_step = dataclasses.replace(one_step, data=dataclasses.replace(config.data, curriculum=curriculum))
     if config.data.name == "imagenet2012":
         stem = "imagenet" if "stem" in options_of(name) else None  # and not the one for images of this size
         one_step = dataclasses.replace(

@@ -95,7 +95,7 @@ def test_no_more_layers_are_the_same_function():
 
 
 @pytest.mark.parametrize(
-    ("how", "layers"), [("stretch", (0, 0, 1, 1, 2, 2)), ("middle", (0, 1, 1, 1, 1, 2)), ("last", (0, 1, 2, 2, 2, 2))], ids=HOW
+    ("how", "layers"), [("middle", (0, 1, 1, 1, 1, 2)), ("stretch", (0, 0, 1, 1, 2, 2)), ("last", (0, 1, 2, 2, 2, 2))], ids=HOW
 )
 def test_a_hard_loop_runs_for_more_iterations(how, layers):
     """One kernel, but batch norms of its own for each iteration: they go where the layer goes."""
@@ -139,7 +139,7 @@ def test_options_of_the_network_stay():
         ({"depth": 8, "period": 0}, "period=0; an iteration has from 1 to 4 layers"),
         ({"depth": 9, "period": 5}, "period=5"),
         ({"depth": 8, "period": 2.0}, "period=2.0"),
-        ({"depth": 8, "how": "first"}, "how='first'; it is one of stretch, middle, last"),
+        ({"depth": 8, "how": "first"}, "how='first'; it is one of middle, stretch, last"),
     ],
     ids=str,
 )

@@ -1,6 +1,7 @@
-"""A curriculum is trained on phase by phase, wherever it is interrupted; validated on each phase's own problems; and every command takes it."""
+"""A curriculum: phases in the order of training, each validated on its own problems; and every command takes it."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import signal
@@ -17,10 +18,10 @@ from paramshare.training.config import Config, ConfigError, Data, Model, from_js
 from paramshare.training.data import ArraySource, Augment, Curriculum, DataError, ImageSet
 from paramshare.training.data.curriculum import fixed_set
 from paramshare.training.data.image_set import Subset
-from paramshare.training.derive import fine_tuning, trained
+from paramshare.training.derive import fine_tuning, trained, training_images
 from paramshare.training.loop import Interrupted, train
 from paramshare.training.metrics import read_metrics
-from paramshare.training.run import check_batch, prepare
+from paramshare.training.run import Run, check_batch, prepare
 from paramshare.zoo import create_model
 
 CONFIG = """
@@ -87,20 +88,31 @@ def same(source: Any, problems: tuple[np.ndarray, np.ndarray]) -> bool:
 # --- Which examples, when
 
 
-@pytest.mark.parametrize(("phases", "examples", "size", "epochs", "seed"), [(1, 9, 4, 3, 0), (2, 20, 8, 4, 0), (3, 7, 7, 6, 1), (4, 10, 3, 8, 2)])
+def steps(runs: list[Run], start: int = 0) -> list[np.ndarray]:
+    """The indices of every step."""
+    return [inputs["index"] for inputs in loop._inputs(runs, start)]
+
+
+@pytest.mark.parametrize(
+    ("phases", "examples", "size", "epochs", "seed"), [(1, 9, 4, 3, 0), (2, 20, 8, 4, 0), (3, 7, 7, 6, 1), (4, 10, 3, 8, 2)]
+)
 def test_every_epoch_visits_its_own_phase_and_no_example_twice(curriculum, phases, examples, size, epochs, seed):
     config = changed(curriculum, windows=(2, 3, 4, 5)[:phases], examples=examples, batch_size=size, epochs=epochs, seed=seed)
     run = prepare(config, devices=jax.devices()[:1])
-    indices = np.array([inputs["index"] for inputs in loop._inputs(run, 0)])
+    indices = np.array(steps([run]))
     assert run.steps_per_epoch == examples // size and indices.shape == (run.steps, size) == (epochs * (examples // size), size)
     of_epochs = indices.reshape(epochs, -1)
     for epoch, visited in enumerate(of_epochs):
         phase = epoch // (epochs // phases)
         assert run.phase(epoch) == phase
         assert (visited // examples == phase).all() and len(set(visited)) == len(visited) == examples // size * size
-    assert all(not np.array_equal(a % examples, b % examples) for a, b in zip(of_epochs, of_epochs[1:], strict=False))  # in another order
+    assert all(not np.array_equal(a % examples, b % examples) for a, b in itertools.pairwise(of_epochs))  # in another order
     for start in (1, run.steps // 2 + 1, run.steps):  # a run that is resumed
-        np.testing.assert_array_equal([inputs["index"] for inputs in loop._inputs(run, start)] or indices[:0], indices[start:])
+        np.testing.assert_array_equal(steps([run], start) or indices[:0], indices[start:])
+    other = dataclasses.replace(run, config=dataclasses.replace(config, seed=seed + 1))
+    both = np.array(steps([run, other]))  # of networks trained together, each by its own seed
+    np.testing.assert_array_equal(both, np.stack([indices, steps([other])], axis=-1))
+    assert (both // examples == indices[..., None] // examples).all() and not np.array_equal(both[..., 0], both[..., 1])
 
 
 def test_fine_tuning_goes_on_with_the_last_phase(curriculum):
@@ -109,8 +121,11 @@ def test_fine_tuning_goes_on_with_the_last_phase(curriculum):
     whole, last = (prepare(config, devices=jax.devices()[:1]).data for config in (curriculum, tuned))
     assert (last.phases, len(last.train), last.phase_examples) == (1, 20, 20)
     assert same(last.train, (held(whole.train).image[20:], held(whole.train).label[20:]))
-    assert same(last.validation, (held(whole.of_phase("validation", 1)).image, held(whole.of_phase("validation", 1)).label))
+    assert same(last.validation, (held(whole.validation).image[2:], held(whole.validation).label[2:]))
     assert same(last.test, (held(whole.test).image, held(whole.test).label))
+    # And so are the images that batch statistics are fitted to.
+    batches = list(training_images(prepare(curriculum, devices=jax.devices()[:1]), 9))
+    np.testing.assert_array_equal(np.concatenate(batches), held(last.train).image[:16])
     others = dataclasses.replace(curriculum, data=Data("digits", curriculum=curriculum.data.curriculum))
     assert fine_tuning(others).data == others.data
 
@@ -258,7 +273,10 @@ def test_folding_makes_a_run_that_is_tuned_on_the_last_phase(ran, capsys, tmp_pa
         ({"epochs": 1}, "epochs is 1, which 2 phases"),
         ({"augment": Augment(flip=True)}, "but data set 'grids' has a label for each place; leave augment out"),
         ({"augment": Augment(pad_crop=1)}, "leave augment out"),
-        ({"model": Model("wrn-16-1")}, r"'wrn-16-1' gives \(1, 1\) for one image of data set 'grids'; one number a cell is wanted, \(1, 6, 6\)"),
+        (
+            {"model": Model("wrn-16-1")},
+            r"'wrn-16-1' gives \(1, 1\) for one image of data set 'grids'; one number a cell is wanted, \(1, 6, 6\)",
+        ),
         ({"model": Model("spathnet-3-2-2", num_classes=2)}, "model.num_classes is 2, but data set 'grids' has 1 classes"),
         ({"path": "somewhere"}, "data set 'grids' is drawn as its curriculum says, but path is '.*somewhere'; leave it out"),
         ({"train_examples": 5}, "but train_examples is 5; leave it out"),
@@ -315,6 +333,6 @@ def test_curricula_of_ones_own(curriculum, digits, tmp_path):
     assert isinstance(digits.train, ArraySource)
     halves = dataclasses.replace(digits, phases=2)
     run = prepare(Config(model=Model("wrn-16-1"), epochs=2, batch_size=64), data=halves, devices=jax.devices()[:1])
-    indices = [inputs["index"] for inputs in loop._inputs(run, 0)]
+    indices = steps([run])
     assert run.steps == 4 and all((index < 128).all() for index in indices[:2]) and all((index >= 128).all() for index in indices[2:])
     assert Curriculum() == Config().data.curriculum  # and what it says is of no account

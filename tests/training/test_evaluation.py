@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from paramshare.training.data import ArraySource, normalise
+from paramshare.training.data.task import cross_entropy
 from paramshare.training.evaluation import make_evaluate
 from paramshare.training.run import prepare
-from paramshare.training.data.task import cross_entropy
 
 
 @pytest.mark.parametrize("mapping", ["pmap", "shard_map"])

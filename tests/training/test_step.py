@@ -14,9 +14,9 @@ import pytest
 
 from paramshare import FilterBasis, Plan, Rule, count, orthogonality, share
 from paramshare.training.config import Penalty
+from paramshare.training.data.task import cross_entropy
 from paramshare.training.devices import Devices
 from paramshare.training.run import prepare
-from paramshare.training.data.task import cross_entropy
 from paramshare.training.step import flow, make_train_step
 
 

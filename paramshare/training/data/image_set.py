@@ -15,7 +15,7 @@ class Example(TypedDict):
     """One example: image (H, W, C) uint8; label int, or one for each cell, (H, W)."""
 
     image: np.ndarray
-    label: int | np.ndarray
+    label: Any  # int, or (H, W)
 
 
 @runtime_checkable

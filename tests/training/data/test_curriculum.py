@@ -25,7 +25,7 @@ def reach(images: np.ndarray) -> np.ndarray:
 
 
 def test_default_kinds():
-    """As the paper tells of training: 32 x 32, obstacles with probability 0.1, five phases of 5000 problems."""
+    """Training as in the paper: 32 x 32, obstacles with probability 0.1, five windows, 5000 problems each. The other sets are ours."""
     curriculum = Curriculum()
     curriculum.check()
     assert len(curriculum.windows) == 5 and curriculum.examples == 5000
