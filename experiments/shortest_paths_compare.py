@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--arms", nargs="+", default=None, help="names of workdirs without their seed; all unless given")
+    parser.add_argument("--arms", nargs="+", default=None, help="names of workdirs without their seed, or all; four unless given")
     parser.add_argument("--processes", type=int, default=1, help="networks trained at a time")
     parser.add_argument("--together", action="store_true", help="train the seeds of an arm in one program, for an accelerator")
     parser.add_argument("--out", type=pathlib.Path, required=True)
@@ -68,7 +68,7 @@ def main() -> None:
         raise ConfigError(f"{known.config} trains {base.model.name} on {base.data.name}; a path net on grids is wanted")
     depth, width = int(found[1]), int(found[2])
     table = arms(depth)
-    wanted = known.arms or list(table)
+    wanted = list(table) if known.arms == ["all"] else known.arms or list(table)[:4]
     unknown = sorted(set(wanted) - set(table))
     if unknown or known.processes < 1:
         raise ConfigError(f"--arms {unknown}, --processes {known.processes}: arms are {', '.join(table)}, processes 1 or more")
@@ -426,7 +426,8 @@ def draw(records: list[dict[str, Any]], labels: Mapping[str, str], out: pathlib.
         panels["the hard loop, run for more iterations"] = {
             kind: (depths, [[iterated(record, depth, kind) for depth in depths] for record in its]) for kind in kinds
         }
-    reach(panels, out / "reach.png", xlabels=("templates of the bank", "", "iterations at test time"), ylabel="F1")
+    xlabels = ("templates of the bank", "", "iterations at test time")[: len(panels)]  # there may be no loop
+    reach(panels, out / "reach.png", xlabels=xlabels, ylabel="F1")
 
 
 def iterated(record: dict[str, Any], depth: int, kind: str) -> float:

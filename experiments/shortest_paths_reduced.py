@@ -3,7 +3,7 @@
 Command   paramshare train experiments/shortest_paths_reduced.py --workdir runs/paths
           and everything that is compared, over five seeds:
           python experiments/shortest_paths_compare.py experiments/shortest_paths_reduced.py --out runs/paths --processes 2
-Time      about a minute a network on 2 CPU cores; see results/shortest_paths.md for all of them
+Time      about a minute and a half a network on a CPU core; see results/shortest_paths.md
 Result    see results/shortest_paths.md
 Source    shortest_paths.py, with grid, depth, width and windows halved, so that points are as far apart, in layers, as there; and with
           much less training, 16 times 1,000 problems a phase in the place of 50 times 5,000

@@ -5,7 +5,10 @@ own network is traced at full size.
 """
 
 import dataclasses
+import json
 import pathlib
+import runpy
+import sys
 from typing import Any
 
 import jax
@@ -16,7 +19,7 @@ import tensorflow_datasets as tfds
 
 from paramshare import count
 from paramshare.training.config import Config, differences, from_json, load_file, to_json
-from paramshare.training.data import Curriculum
+from paramshare.training.data import CLASSES, Curriculum
 from paramshare.training.loop import train
 from paramshare.training.optimizer import learning_rate
 from paramshare.training.run import prepare
@@ -96,24 +99,31 @@ TRAINABLE = {
     "cifar100_rpg": 2_359_296 + 62_628,
     "cifar10_vgg_repeat": 568_746,
     "cifar10_resnet16_repeat": 183_498,
+    "shortest_paths": 186_097,
+    "shortest_paths_reduced": 2 * 16 + 10 * (9 * 16 * 16 + 2 * 16 + 10) + 16 + 1,
 }
 
 
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_the_networks_own_step_is_sound_at_full_size(name):
     config = load_file(of(name))
+    # A data set of few problems, where they are drawn: the step does not look at how many there are.
+    few = dataclasses.replace(config.data, curriculum=dataclasses.replace(config.data.curriculum, examples=1, tests=1))
+    config = dataclasses.replace(config, data=few) if config.data.name == "grids" else config
     with tfds.testing.mock_data(num_examples=5):
         run = prepare(config, devices=jax.devices()[:1])
     state = jax.eval_shape(run.init)
     assert count(state.variables)["trainable"] == TRAINABLE[name]
     data, penalty = run.data, config.penalty
-    step = run.devices.map(make_train_step(run.model, run.optimizer, config.augment, data.mean, data.std, penalty=penalty))
+    update = make_train_step(run.model, run.optimizer, config.augment, data.mean, data.std, task=data.task, penalty=penalty)
+    step = run.devices.map(update)
     image = jax.ShapeDtypeStruct((1, config.batch_size, *data.image_shape), jnp.uint8)
-    label = jax.ShapeDtypeStruct((1, config.batch_size), jnp.int32)
+    places = () if data.task == CLASSES else data.task.outputs(data.num_classes, data.image_shape)
+    label = jax.ShapeDtypeStruct((1, config.batch_size, *places), jnp.int32)
     after, metrics = jax.eval_shape(step, state, None, {"image": image, "label": label})
     form = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == form
-    assert ("orthogonality" in metrics) == bool(penalty.orthogonality)
+    assert ("orthogonality" in metrics) == bool(penalty.orthogonality) and data.task.score in metrics
     about = of(name).read_text().split('"""')[1]
     assert "trainable numbers" not in about or f"{TRAINABLE[name]:,} trainable" in " ".join(about.split())
 
@@ -170,3 +180,75 @@ def test_every_file_is_in_the_tables():
     assert papers == set(TRAINABLE)
     configs: list[Config] = [load_file(f) for f in FILES]
     assert set(SMALLER) <= {config.model.name for config in configs}
+
+
+PATHS = """
+from paramshare.training.config import Config, Data, Model, Optimizer, Schedule
+from paramshare.training.data import Curriculum
+
+config = Config(
+    model=Model("spathnet-3-2-3"),
+    data=Data("grids", curriculum=Curriculum(6, 0.1, (2, 4), 16, 3, far_windows=(6,), far_sizes=(8,), far_densities=())),
+    optimizer=Optimizer("adam", weight_decay=0.0), schedule=Schedule("constant"), epochs=2, batch_size=8, log_every=1,
+)
+"""
+
+
+@pytest.mark.usefixtures("_quick_compilation")
+def test_shortest_paths_are_compared(tmp_path, monkeypatch, capsys):
+    """In small: what is measured of every arm, its tables and pictures; and that runs are not repeated."""
+    (tmp_path / "config.py").write_text(PATHS)
+    script, out = pathlib.Path(__file__).parents[1] / "experiments" / "shortest_paths_compare.py", tmp_path / "out"
+    main = runpy.run_path(str(script))["main"]
+    monkeypatch.setitem(main.__globals__, "MORE", (1.0, 2.0))
+
+    def compare(*arms: str, seeds: str) -> list[dict[str, Any]]:
+        options = ["--arms", *arms, "--seeds", *seeds, "--optimizer.learning-rate", "0.02"]
+        monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "config.py"), "--out", str(out), *options])
+        main()
+        for name in ("curves", "grids", "reach"):
+            assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+            (out / f"{name}.png").unlink()
+        return json.loads((out / "measured.json").read_text())
+
+    found = {record["arm"]: record for record in compare("loop1", "scnn3r", "scnn1", seeds="0")}
+    kernel, private = 9 * 2 * 2, 2 * 2 + 3 * 2 * 2 + 2 + 1
+    trainable = {"loop1": kernel + private, "scnn3r": 3 * kernel + 3 * 3 + private, "scnn1": kernel + 3 + private}
+    assert {name: record["trainable"] for name, record in found.items()} == trainable
+    for record in found.values():
+        assert list(record["tests"]) == ["window 2", "window 4", "window 6", "size 8", "size 8, window 8"]
+        assert [line["phase"] for line in record["epochs"]] == [1, 2] and record["steps_per_epoch"] == 2
+        assert [step for step, _ in record["steps"]] == [1, 2, 3, 4] and [epoch for epoch, _ in record["similar"]] == [0, 1, 2]
+    assert (
+        "fold" in found["scnn3r"] and "fold" not in found["loop1"] and set(found) - {"scnn1"} == {n for n in found if "longer" in found[n]}
+    )
+    # One template for all layers: they fold into one kernel, and what they compute stays.
+    folded = found["scnn1"]["fold"]
+    assert (folded["groups"], folded["period"], folded["similarity"]) == ([0, 0, 0], 1, pytest.approx(1))
+    # A loop as deep as it was trained is what was tested before; deeper ones are measured in every way.
+    longer = found["loop1"]["longer"]
+    assert [(e["depth"], e["how"]) for e in longer[::2]] == [(3, "middle"), (6, "middle"), (6, "stretch"), (6, "last")]
+    for tests in (folded["tests"], longer[0]["tests"]):
+        arm = "scnn1" if tests is folded["tests"] else "loop1"
+        assert set(tests) <= set(found[arm]["tests"])
+        for kind, test in tests.items():
+            assert test["f1"] == pytest.approx(found[arm]["tests"][kind]["f1"], abs=1e-6), (arm, kind)
+    text = (out / "tables.md").read_text()
+    for part in (
+        "Trainable numbers",
+        "Folding at similarity .9",
+        "F1: hard loop:",
+        "F1: SCNN, k = 3, recurrence .01:",
+        "learning-rate 0.02",
+    ):
+        assert part in text
+    assert text.strip() in capsys.readouterr().out
+
+    # Of two seeds: the run that has finished is read, the other one trained. There is no loop among them.
+    metrics = out / "scnn1-seed0" / "metrics.jsonl"
+    before = metrics.stat().st_mtime_ns
+    again = compare("scnn1", seeds="01")
+    assert metrics.stat().st_mtime_ns == before and again[0] == found["scnn1"] and [record["seed"] for record in again] == [0, 1]
+    f1 = [record["tests"]["window 6"]["f1"] for record in again]
+    half = abs(f1[1] - f1[0]) / 2 * 12.7062  # Student's t of one degree of freedom
+    assert f"{np.mean(f1):.3f} ± {half:.3f} |" in (out / "tables.md").read_text()

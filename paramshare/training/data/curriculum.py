@@ -76,7 +76,7 @@ def fixed_set(grids: Grids, part: Literal["train", "validation", "test"], count:
 
 @functools.lru_cache(maxsize=2)  # runs of several seeds train on the same
 def curriculum_set(curriculum: Curriculum, validation: float = 0.1) -> ImageSet:
-    """The problems as a set to be trained on, phase by phase. Drawn anew, in some seconds, and always the same.
+    """The problems as a set to be trained on, phase by phase. Drawn in some seconds, always the same, and kept for the next caller.
 
     Args:
       curriculum: the phases.
