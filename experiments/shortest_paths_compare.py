@@ -394,7 +394,7 @@ def draw(records: list[dict[str, Any]], labels: Mapping[str, str], out: pathlib.
     run = next(iter(networks.values()))[0]
     rows, predictions = {}, {label: [] for label in networks}
     for kind in far(run.config):
-        source = run.data.others[kind]
+        source: Any = run.data.others[kind]
         middle = int(np.argsort(source.label.sum(axis=(1, 2)), kind="stable")[len(source) // 2])
         rows[kind] = source.image[middle], source.label[middle]
         for label, (its, variables) in networks.items():

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 def add(command: Any) -> None:
     """Declares the command."""
-    train = command("train", run, "train a network, or go on with an interrupted run", overrides=True, add_help=False)
+    train = command(
+        "train", run, "train a network, or go on with an interrupted run", overrides=True, add_help=False, allow_abbrev=False
+    )  # `--seed` is no short form of `--seeds`
     train.add_argument("--workdir", metavar="DIR")
     train.add_argument("--seeds", nargs="+", type=int, metavar="SEED", default=None)
     train.add_argument("--distributed", action="store_true")

@@ -1,7 +1,7 @@
 """A network run for more layers is the one that repeats, layer by layer, what the trained one has."""
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -34,7 +34,7 @@ def by_hand(dense: Any, layers: tuple[int, ...]) -> jax.Array:
     """The network of these layers of `dense`, counted from 0, applied one after the other."""
     norm = functools.partial(nn.BatchNorm, use_running_average=True, epsilon=1e-5)
     params, statistics = dense["params"], dense["batch_stats"]
-    x = jnp.einsum("bhwi,io->bhwo", GRIDS, params["first"]["kernel"][0, 0])
+    x: Any = jnp.einsum("bhwi,io->bhwo", GRIDS, params["first"]["kernel"][0, 0])
     for name in (f"layer{number + 1}" for number in layers):
         x = ResidualLayer(convolution, norm, x.shape[-1]).apply({"params": params[name], "batch_stats": statistics[name]}, x)
     return jnp.einsum("bhwi,i->bhw", x, params["last"]["kernel"][0, 0, :, 0]) + params["last"]["bias"][0]
@@ -43,8 +43,8 @@ def by_hand(dense: Any, layers: tuple[int, ...]) -> jax.Array:
 def assert_is(found: tuple[PathNet, Any], dense: Any, layers: tuple[int, ...]) -> None:
     model, variables = found
     assert type(model) is PathNet and model.depth == len(layers)
-    wanted = by_hand(dense, layers)
-    np.testing.assert_allclose(model.apply(variables, GRIDS), wanted, rtol=1e-4, atol=1e-4 * float(jnp.abs(wanted).max()))  # float32
+    wanted, output = by_hand(dense, layers), cast(Any, model.apply(variables, GRIDS))
+    np.testing.assert_allclose(output, wanted, rtol=1e-4, atol=1e-4 * float(jnp.abs(wanted).max()))  # float32
     fresh = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.asarray(GRIDS)))
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, fresh)  # all that the longer one has, and nothing besides
 
@@ -90,7 +90,8 @@ def test_no_more_layers_are_the_same_function():
     for model, its in ((shared, variables), (plain, dense)):
         same, found = deepen(model, its, 4)  # type: ignore[arg-type]
         assert same == plain
-        np.testing.assert_allclose(same.apply(found, GRIDS), model.apply(its, GRIDS), rtol=1e-5, atol=1e-5)  # a kernel made elsewhere
+        outputs: list[Any] = [same.apply(found, GRIDS), model.apply(its, GRIDS)]
+        np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-5)  # a kernel made elsewhere
     jax.tree.map(np.testing.assert_array_equal, deepen(plain, dense, 4)[1], dense)  # type: ignore[arg-type]
 
 
@@ -135,7 +136,6 @@ def test_options_of_the_network_stay():
         ({"depth": 3}, "depth=3; the network has 4 layers, and iterations of 1: give 5"),
         ({"depth": 7, "period": 2}, "depth=7; the network has 4 layers, and iterations of 2: give 6"),
         ({"depth": 6.0}, "depth=6.0"),
-        ({"depth": True}, "depth=True"),
         ({"depth": 8, "period": 0}, "period=0; an iteration has from 1 to 4 layers"),
         ({"depth": 9, "period": 5}, "period=5"),
         ({"depth": 8, "period": 2.0}, "period=2.0"),
@@ -147,6 +147,14 @@ def test_impossible_depths(options, said):
     with pytest.raises(DepthError, match=said) as told:
         deepen(PathNet(4, 4), {}, **options)
     assert "\n" not in str(told.value)
+
+
+def test_a_flag_is_no_number():
+    """Though Python takes True for 1."""
+    assert repeated(1, 1, 1) == (0,)
+    for depth, period in ((True, 1), (1, True)):
+        with pytest.raises(DepthError, match="=True"):
+            repeated(1, depth, period)
 
 
 def test_networks_that_cannot_be_run_for_longer():

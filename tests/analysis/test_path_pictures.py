@@ -119,6 +119,13 @@ def test_reach_draws_lines_over_names_and_numbers(tmp_path):
     assert times(tmp_path / "reach.png", C0) > 20 and times(tmp_path / "reach.png", C1) > 20
 
 
+def test_a_seed_that_was_not_measured_is_left_out(tmp_path):
+    """The mean of those that were, not a gap: here they are equal, so that the picture is the same."""
+    for name, last in (("all", 0.75), ("some", math.nan)):
+        reach({"a": {"plain": ([1, 2], [[0.5, 0.75], [0.5, last]])}}, tmp_path / f"{name}.png", xlabels=("",), ylabel="F1")
+    np.testing.assert_array_equal(pixels(tmp_path / "all.png"), pixels(tmp_path / "some.png"))
+
+
 def test_reach_of_lines_without_a_point(tmp_path):
     """An arm that was not asked for leaves nothing to draw."""
     panels = {"none": {"plain": ([], np.array([]).T)}, "nan": {"plain": ([1, 2], [[math.nan, math.nan]])}}

@@ -1,5 +1,6 @@
 """A curriculum: phases in the order of training, each validated on its own problems; and every command takes it."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -15,13 +16,13 @@ from paramshare.cli import main
 from paramshare.training import loop
 from paramshare.training.checkpoint import Checkpoints
 from paramshare.training.config import Config, ConfigError, Data, Model, from_json, load_file, to_json
-from paramshare.training.data import ArraySource, Augment, Curriculum, DataError, ImageSet
+from paramshare.training.data import ArraySource, Augment, Curriculum, DataError
 from paramshare.training.data.curriculum import fixed_set
-from paramshare.training.data.image_set import Subset
 from paramshare.training.derive import fine_tuning, trained, training_images
 from paramshare.training.loop import Interrupted, train
 from paramshare.training.metrics import read_metrics
 from paramshare.training.run import Run, check_batch, prepare
+from paramshare.training.track import Track
 from paramshare.zoo import create_model
 
 CONFIG = """
@@ -179,6 +180,18 @@ def test_without_validation_no_epoch_is_chosen(curriculum, tmp_path):
     assert [line["phase"] for line in lines] == [1, 2] and "validation_f1" not in lines[0]
 
 
+def test_an_epoch_of_an_early_phase_is_never_chosen(curriculum, tmp_path):
+    """Its problems are easier."""
+    run, scores = prepare(curriculum, devices=jax.devices()[:1]), iter((0.9, 0.8, 0.3, 0.5))
+    with contextlib.ExitStack() as stack:
+        track = Track(run, tmp_path, stack)
+        variables = track.start().variables
+        for epoch in range(1, 5):
+            track.add([{"loss": 1.0, "f1": 0.5}])
+            track.finish_epoch(epoch, 2 * epoch, variables, lambda *_: {"loss": 1.0, "f1": next(scores)})
+        assert (track.progress.best_epoch, track.progress.best_score, track.best.latest) == (4, 0.5, 8)
+
+
 def test_interrupted_in_any_phase_it_ends_with_the_same_parameters(ran, curriculum, tmp_path, monkeypatch):
     """Bit for bit; stopped in the middle of an epoch of the first phase, and again of the second."""
     config = changed(curriculum, validation=0.25)
@@ -304,28 +317,6 @@ def test_a_path_net_gives_no_classes(digits):
     plain = create_model("pathnet-2-2", input_shape=(8, 8, 1))
     with pytest.raises(ConfigError, match="one number a class is wanted"):
         prepare(Config(), model=plain, data=digits, devices=jax.devices()[:1])
-
-
-@pytest.mark.parametrize(
-    ("train_size", "validation_size", "phases", "said"),
-    [
-        (10, 0, 3, r"own: 10 train examples \(ArraySource\) cannot be a curriculum of 3 phases"),
-        (9, 4, 3, r"own: 4 validation examples \(ArraySource\) cannot be a curriculum of 3 phases"),
-        (9, 3, 0, "a curriculum of 0 phases"),
-    ],
-)
-def test_sets_that_do_not_divide_into_phases(train_size, validation_size, phases, said):
-    def source(size: int) -> ArraySource:
-        return ArraySource(np.zeros((size, 4, 4, 1), np.uint8), np.zeros(size, np.int32))
-
-    parts = source(train_size), source(validation_size), source(1)
-    with pytest.raises(DataError, match=said) as caught:
-        ImageSet("own", *parts, 2, (4, 4, 1), (0.0,), (1.0,), True, phases=phases)
-    assert "\n" not in str(caught.value)
-    assert ImageSet("own", *parts, 2, (4, 4, 1), (0.0,), (1.0,), True).phase_examples == train_size
-    lazy = Subset(source(9), np.arange(9))
-    with pytest.raises(DataError, match=r"9 train examples \(Subset\) cannot be a curriculum of 3 phases; give an ArraySource"):
-        ImageSet("own", lazy, source(3), source(1), 2, (4, 4, 1), (0.0,), (1.0,), False, phases=3)
 
 
 def test_curricula_of_ones_own(curriculum, digits, tmp_path):

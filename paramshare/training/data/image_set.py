@@ -62,7 +62,7 @@ class ArraySource:
         cells = label.ndim == 3 and label.shape == image.shape[:3] and label.dtype == np.uint8
         if (label.ndim != 1 or len(label) != len(image)) and not cells:
             raise DataError(
-                f"label has shape {label.shape} and dtype {label.dtype} beside images {image.shape}; one integer an image is wanted, "
+                f"label has shape {label.shape} and dtype {label.dtype} beside {len(image)} images; one integer an image is wanted, "
                 f"({len(image)},), or uint8 for each cell, {image.shape[:3]}"
             )
         if len(label) and not np.issubdtype(label.dtype, np.integer):

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paramshare.training.data import ArraySource, DataError, Source, from_arrays, statistics
+from paramshare.training.data import ArraySource, DataError, ImageSet, Source, from_arrays, statistics
+from paramshare.training.data.image_set import Subset
 
 
 def part(n: int, seed: int = 0, shape=(4, 4, 2)):
@@ -85,3 +86,25 @@ def test_known_constants():
 def test_mistakes_are_told(call, words):
     with pytest.raises(DataError, match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    ("train_size", "validation_size", "phases", "said"),
+    [
+        (10, 0, 3, r"own: 10 train examples \(ArraySource\) cannot be a curriculum of 3 phases"),
+        (9, 4, 3, r"own: 4 validation examples \(ArraySource\) cannot be a curriculum of 3 phases"),
+        (9, 3, 0, "a curriculum of 0 phases"),
+    ],
+)
+def test_sets_that_do_not_divide_into_phases(train_size, validation_size, phases, said):
+    def source(size: int) -> ArraySource:
+        return ArraySource(np.zeros((size, 4, 4, 1), np.uint8), np.zeros(size, np.int32))
+
+    parts = source(train_size), source(validation_size), source(1)
+    with pytest.raises(DataError, match=said) as caught:
+        ImageSet("own", *parts, 2, (4, 4, 1), (0.0,), (1.0,), True, phases=phases)
+    assert "\n" not in str(caught.value)
+    assert ImageSet("own", *parts, 2, (4, 4, 1), (0.0,), (1.0,), True).phase_examples == train_size
+    lazy = Subset(source(9), np.arange(9))
+    with pytest.raises(DataError, match=r"9 train examples \(Subset\) cannot be a curriculum of 3 phases; give an ArraySource"):
+        ImageSet("own", lazy, source(3), source(1), 2, (4, 4, 1), (0.0,), (1.0,), False, phases=3)
