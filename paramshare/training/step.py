@@ -69,7 +69,7 @@ def make_train_step(
         gradient, (loss, more, output, collections) = jax.grad(loss_fn, has_aux=True)(state.trainable)
         gradient = jax.lax.pmean(gradient, AXIS)
         collections = jax.tree.map(lambda x: jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.inexact) else x, dict(collections))
-        parts = {name: jnp.sum(part) for name, part in task.parts(output, label).items()} | {"count": jnp.float32(size)}
+        parts = {name: jnp.sum(part) for name, part in task.parts(output, label).items()}
         loss, parts = jax.lax.pmean((loss, parts), AXIS)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
 
@@ -80,7 +80,7 @@ def make_train_step(
 
         state = jax.lax.cond(finite & ~state.failed, update, lambda: dataclasses.replace(state, failed=jnp.ones((), jnp.bool_)))
         more |= flow(gradient) if gradient_flow else {}
-        return state, {"loss": loss, **task.means(parts), "finite": finite, **more}
+        return state, {"loss": loss, **task.means(parts | {"count": size}), "finite": finite, **more}
 
     return train_step
 

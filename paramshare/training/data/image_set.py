@@ -145,7 +145,7 @@ class ImageSet:
     in_memory: bool
     task: Task = CLASSES
     phases: int = 1
-    others: Mapping[str, Source] = dataclasses.field(default_factory=dict)
+    others: Mapping[str, Source] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         for part, source in (("train", self.train), ("validation", self.validation)):
