@@ -1,6 +1,7 @@
 """The whole suite runs on four host devices, with rank promotion and implicit dtype promotion as errors."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -19,6 +20,19 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# Tracing makes a great many objects that live on; looking through all of them again and again for garbage was a good part of the time.
+gc.freeze()
+gc.set_threshold(200_000, 50, 100)
+
+
+@pytest.fixture
+def quick_compilation():
+    """What is compiled for minutes of training is not worth its optimisation where it runs once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -36,14 +36,6 @@ def _lenient_promotion():
         yield
 
 
-@pytest.fixture
-def _quick_compilation():
-    """One step on four images: what is compiled for minutes of training is not worth its optimisation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 SMALLER = {
     "swrn-28-10-2": "swrn-16-1-1",
     "swrn-50-2-2": "swrn-16-1-1",
@@ -57,7 +49,7 @@ SMALLER = {
 }  # the others run as they are, among them MobileNetV2, whose penalty names its banks
 
 
-@pytest.mark.usefixtures("_quick_compilation")
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("file", FILES, ids=[f.stem for f in FILES])
 def test_runs_on_mock_data(file, tmp_path):
     config = load_file(file)
@@ -194,7 +186,7 @@ config = Config(
 """
 
 
-@pytest.mark.usefixtures("_quick_compilation")
+@pytest.mark.usefixtures("quick_compilation")
 def test_shortest_paths_are_compared(tmp_path, monkeypatch, capsys):
     """In small: what is measured of every arm, its tables and pictures; and that runs are not repeated."""
     (tmp_path / "config.py").write_text(PATHS)

@@ -35,14 +35,19 @@ class Curriculum:
     far_densities: tuple[float, ...] = (0.2, 0.3)
     """Test sets with more obstacles, in the last phase's window."""
 
+    def __post_init__(self):
+        for name in ("windows", "far_windows", "far_sizes", "far_densities"):
+            if not isinstance(getattr(self, name), tuple):
+                raise DataError(f"curriculum.{name}={getattr(self, name)!r}: a tuple is wanted, as in {name}={getattr(Curriculum, name)}")
+
     def check(self) -> None:
-        """Raises `DataError` if a number is not a legal one, or a name would stand for two test sets."""
+        """Raises `DataError` if a number is not a legal one, or two test sets would be the same."""
         if not self.windows or self.examples < 1 or self.tests < 1:
             raise DataError(f"{self}: a curriculum has a window or more, and an example and a test or more in each")
         if len(set(self.windows)) < len(self.windows):
             raise DataError(f"curriculum.windows={self.windows}: each phase has another window")
         kinds = self.kinds()
-        if len(kinds) < len(self.windows) + len(self.far_windows) + 2 * len(self.far_sizes) + len(self.far_densities):
+        if min(len(kinds), len(set(kinds.values()))) < len(self.windows) + len(self.far_windows) + 2 * len(self.far_sizes) + len(self.far_densities):
             raise DataError(f"{self}: two test sets are the same; let windows, far_windows, far_sizes and far_densities differ")
 
     def kinds(self) -> dict[str, Grids]:
@@ -89,6 +94,8 @@ def curriculum_set(curriculum: Curriculum, validation: float = 0.1) -> ImageSet:
       DataError: if a number is not a legal one.
     """
     curriculum.check()
+    if not 0 <= validation < 1:
+        raise DataError(f"curriculum_set(validation={validation!r}): a share in [0, 1) is wanted")
     phases = [curriculum.kinds()[f"window {window}"] for window in curriculum.windows]
     held = max(1, round(validation * curriculum.examples)) if validation else 0
 

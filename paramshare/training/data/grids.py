@@ -115,8 +115,9 @@ class Grids:
           >>> bool((next(stream)[0] == Grids(window=9).draw(0, range(8, 12))[0]).all())
           True
         """
-        if batch_size < 1 or start < 0:
-            raise DataError(f"Grids.stream(batch_size={batch_size}, start={start}): batches hold 1 or more, and count from 0")
+        for name, value, least in (("seed", seed, 0), ("batch_size", batch_size, 1), ("start", start, 0)):
+            if not isinstance(value, int | np.integer) or value < least:
+                raise DataError(f"Grids.stream({name}={value!r}): {name} must be an integer, {least} or more")
         batches = (range(batch * batch_size, (batch + 1) * batch_size) for batch in itertools.count(start))
         return (self.draw(seed, numbers) for numbers in batches)
 

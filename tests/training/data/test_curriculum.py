@@ -121,6 +121,7 @@ def test_validation_takes_nothing_from_training():
         ({"far_windows": (25, 25)}, "two test sets are the same"),
         ({"far_sizes": (48, 48)}, "two test sets are the same"),
         ({"far_densities": (0.2, 0.2000001)}, "two test sets are the same"),  # by their names
+        ({"far_densities": (0.1,)}, "two test sets are the same"),  # that of the last phase, under another name
     ],
     ids=str,
 )
@@ -129,3 +130,15 @@ def test_impossible_curricula(options, said):
         with pytest.raises(DataError, match=said) as told:
             call(Curriculum(**options))
         assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["windows", "far_windows", "far_sizes", "far_densities"])
+def test_a_list_is_told_from_a_tuple(name):
+    with pytest.raises(DataError, match=rf"curriculum.{name}=\[5\]: a tuple is wanted"):
+        Curriculum(**{name: [5]})
+
+
+@pytest.mark.parametrize("share", [-0.5, 1.0, float("nan")])
+def test_a_share_to_validate_on_is_a_share(share):
+    with pytest.raises(DataError, match=r"validation=.*share in \[0, 1\)"):
+        curriculum_set(SMALL, share)

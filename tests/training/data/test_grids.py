@@ -121,8 +121,7 @@ def test_a_stream_goes_on_where_batches_ended(start):
 
 
 def test_impossible_streams():
-    for options in ({"batch_size": 0}, {"batch_size": -4}, {"batch_size": 4, "start": -1}):
-        with pytest.raises(DataError, match="batches hold 1 or more, and count from 0"):
-            Grids().stream(0, **options)  # before a batch is asked for
-    with pytest.raises(DataError, match="0 or more"):
-        next(Grids().stream(-1, batch_size=4))
+    for options in ({"batch_size": 0}, {"batch_size": -4}, {"batch_size": 2.5}, {"start": -1}, {"seed": -1}):
+        ((name, value),) = options.items()
+        with pytest.raises(DataError, match=rf"Grids.stream\({name}={value}\): {name} must be an integer, [01] or more"):
+            Grids().stream(**{"seed": 0, "batch_size": 4} | options)  # before a batch is asked for
