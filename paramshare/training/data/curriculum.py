@@ -47,7 +47,8 @@ class Curriculum:
         if len(set(self.windows)) < len(self.windows):
             raise DataError(f"curriculum.windows={self.windows}: each phase has another window")
         kinds = self.kinds()
-        if min(len(kinds), len(set(kinds.values()))) < len(self.windows) + len(self.far_windows) + 2 * len(self.far_sizes) + len(self.far_densities):
+        wanted = len(self.windows) + len(self.far_windows) + 2 * len(self.far_sizes) + len(self.far_densities)
+        if min(len(kinds), len(set(kinds.values()))) < wanted:
             raise DataError(f"{self}: two test sets are the same; let windows, far_windows, far_sizes and far_densities differ")
 
     def kinds(self) -> dict[str, Grids]:
