@@ -228,6 +228,12 @@ def off_diagonal(matrix: Any) -> float:
 
 # --- Tables ---
 
+MEASURES = {
+    "f1": "F1 on each test set, after training",
+    "exact": "Share of grids solved entirely (every cell right)",
+    "shortest": "Share of grids where a shortest path can be read off (predicted free cells join the points in as few steps as can be)",
+}
+
 
 def tables(records: list[dict[str, Any]], labels: Mapping[str, str]) -> str:
     """Everything that was measured, as means over seeds with 95 % confidence intervals."""
@@ -248,35 +254,23 @@ def tables(records: list[dict[str, Any]], labels: Mapping[str, str]) -> str:
     per_phase(lambda record, phase: of_phase(record, phase)[0]["validation_f1"], "Validation F1 after the first epoch of each phase:")
     per_phase(area, "Validation F1, the mean over all epochs of each phase:")
     if "cnn" in by_arm:
-        rows = {}
         plain = {record["seed"]: record for record in by_arm["cnn"]}
-        for name, its in by_arm.items():
-            if name != "cnn":
-                pairs = [(record, plain[record["seed"]]) for record in its if record["seed"] in plain]
-                rows[labels[name]] = [
-                    show([first_epoch(a, phase) - first_epoch(b, phase) for a, b in pairs], signed=True)
-                    for phase in range(1, len(phases) + 1)
-                ]
-        parts.append(
-            "F1 over the first epoch of each phase less that of the CNN of the same seed:\n\n"
-            + markdown(["network", *(f"window {window}" for window in phases)], rows)
-        )
-        rows = {}
-        for name, its in by_arm.items():
-            pairs = [(record, plain[record["seed"]]) for record in its if name != "cnn" and record["seed"] in plain]
-            if pairs:
-                rows[labels[name]] = [
-                    show([a["tests"][kind]["f1"] - b["tests"][kind]["f1"] for a, b in pairs], signed=True) for kind in kinds
-                ]
+        pairs = {name: [(record, plain[record["seed"]]) for record in its if record["seed"] in plain] for name, its in by_arm.items()}
+        pairs = {name: its for name, its in pairs.items() if its and name != "cnn"}
+        for measure, about in ((first_epoch, "F1 over the first epoch"), (area, "Validation F1 over all epochs")):
+            rows = {}
+            for name, its in pairs.items():
+                more = [[measure(a, phase) - measure(b, phase) for phase in range(1, len(phases) + 1)] for a, b in its]
+                columns = [*zip(*more, strict=True), [sum(values[1:]) / max(1, len(values) - 1) for values in more]]
+                rows[labels[name]] = [show(column, signed=True) for column in columns]
+            head = ["network", *(f"window {window}" for window in phases), "all but the first"]
+            parts.append(f"{about} of each phase less that of the CNN of the same seed:\n\n{markdown(head, rows)}")
+        rows = {
+            labels[name]: [show([a["tests"][kind]["f1"] - b["tests"][kind]["f1"] for a, b in its], signed=True) for kind in kinds]
+            for name, its in pairs.items()
+        }
         parts.append(f"F1 on each test set less that of the CNN of the same seed:\n\n{markdown(['network', *kinds], rows)}")
-    for measure, about in (
-        ("f1", "F1 on each test set, after training"),
-        ("exact", "Share of grids solved entirely (every cell right)"),
-        (
-            "shortest",
-            "Share of grids where a shortest path can be read off (predicted free cells join the points in as few steps as can be)",
-        ),
-    ):
+    for measure, about in MEASURES.items():
         rows = {labels[name]: [show([record["tests"][kind][measure] for record in its]) for kind in kinds] for name, its in by_arm.items()}
         parts.append(f"{about}:\n\n{markdown(['network', *kinds], rows)}")
     parts += [folding(by_arm, labels, phases), iterations(by_arm, labels)]
@@ -307,27 +301,28 @@ def folding(by_arm: Mapping[str, list[dict[str, Any]]], labels: Mapping[str, str
 
 
 def iterations(by_arm: Mapping[str, list[dict[str, Any]]], labels: Mapping[str, str]) -> str:
-    """What more iterations at test time do."""
+    """What more iterations at test time do, beside as many layers as trained with batch statistics of the same kind."""
     parts = []
     for name, its in by_arm.items():
         its = [record for record in its if "longer" in record]
         if not its:
             continue
-        kinds = list(its[0]["longer"][0]["tests"])
-        rows: dict[str, list[str]] = {}
-        for how, statistics in dict.fromkeys((entry["how"], entry["statistics"]) for record in its for entry in record["longer"]):
-            for depth in dict.fromkeys(entry["depth"] for record in its for entry in record["longer"]):
-                same = [
-                    entry
-                    for record in its
-                    for entry in record["longer"]
-                    if (entry["how"], entry["statistics"], entry["depth"]) == (how, statistics, depth)
-                ]
-                if same:
-                    rows[f"{depth}, {how}, {statistics}"] = [show([entry["tests"][kind]["f1"] for entry in same]) for kind in kinds]
+        found = [{(e["how"], e["statistics"], e["depth"]): e["tests"] for e in record["longer"]} for record in its]
+        ways = list(dict.fromkeys(way for tests in found for way in tests))
+        first, _, depth = ways[0]  # as trained
+        kinds = list(found[0][ways[0]])
         few = f" ({len(its)} of {len(by_arm[name])} seeds)" if len(its) < len(by_arm[name]) else ""
-        head = markdown(["layers, repeated how, batch statistics", *kinds], rows)
-        parts.append(f"More iterations at test time, F1: {labels[name]}{few}:\n\n{head}")
+        for measure, about in MEASURES.items():
+            rows = {}
+            for how, statistics, layers in sorted(ways, key=lambda way: (way[1], ways.index(way))):
+                way, usual = (how, statistics, layers), (first, statistics, depth)
+                cells = [show([tests[way][kind][measure] for tests in found if way in tests]) for kind in kinds]
+                if layers > depth:
+                    than = [[t[way][kind][measure] - t[usual][kind][measure] for t in found if way in t] for kind in kinds]
+                    cells = [f"{cell} ({show(values, signed=True)})" for cell, values in zip(cells, than, strict=True)]
+                rows[f"{layers}, {how}, {statistics}"] = cells
+            head = markdown(["layers, repeated how, batch statistics", *kinds], rows)
+            parts.append(f"{about}, {labels[name]}{few}, run for more iterations; in brackets the change:\n\n{head}")
     return "\n\n".join(parts)
 
 
@@ -404,7 +399,7 @@ def draw(records: list[dict[str, Any]], labels: Mapping[str, str], out: pathlib.
 
     # --- How far it reaches: kernels, folding, iterations
     kinds = far(run.config)
-    names = {f"scnn{k}": str(k) for k in (1, 2, 4)} | {max_templates(labels): max_templates(labels)[4:], "cnn": "one each (CNN)"}
+    names = {f"scnn{k}": str(k) for k in (1, 2, 4)} | {max_templates(labels): max_templates(labels)[4:], "cnn": "own (CNN)"}
     ways = {max_templates(labels): "SCNN", f"{max_templates(labels)}r": "SCNN, recurrence", "fold": "... folded", "loop1": "hard loop"}
 
     def line(places: Mapping[str, str], kind: str) -> tuple[list[str], Any]:
@@ -420,20 +415,19 @@ def draw(records: list[dict[str, Any]], labels: Mapping[str, str], out: pathlib.
         "fewer kernels": {kind: line(names, kind) for kind in kinds},
         "a loop, encouraged, folded, or from the start": {kind: line(ways, kind) for kind in kinds},
     }
-    its = by_arm.get("loop1", [])
-    if its:
-        depths = list(dict.fromkeys(entry["depth"] for entry in its[0]["longer"]))
-        panels["the hard loop, run for more iterations"] = {
-            kind: (depths, [[iterated(record, depth, kind) for depth in depths] for record in its]) for kind in kinds
-        }
-    xlabels = ("templates of the bank", "", "iterations at test time")[: len(panels)]  # there may be no loop
+    for name, title in (("loop1", "the hard loop, run for more iterations"), ("cnn", "the CNN, its layers repeated likewise")):
+        its = by_arm.get(name, [])
+        if its:
+            depths = list(dict.fromkeys(entry["depth"] for entry in its[0]["longer"]))
+            panels[title] = {kind: (depths, [[iterated(record, depth, kind) for depth in depths] for record in its]) for kind in kinds}
+    xlabels = ["templates of the bank", "", *["layers at test time"] * (len(panels) - 2)]  # there may be neither
     reach(panels, out / "reach.png", xlabels=xlabels, ylabel="F1")
 
 
 def iterated(record: dict[str, Any], depth: int, kind: str) -> float:
-    """F1 of a loop whose middle iteration is repeated, with statistics gathered anew where it is longer than trained."""
-    how = ("middle", "anew" if depth > record["longer"][0]["depth"] else "kept")
-    return next(e["tests"][kind]["f1"] for e in record["longer"] if (e["how"], e["statistics"]) == how and e["depth"] == depth)
+    """F1 of a network whose middle layer is repeated, with batch statistics gathered anew, also at the depth that it was trained with."""
+    wanted = (depth, "middle", "anew")
+    return next(e["tests"][kind]["f1"] for e in record["longer"] if (e["depth"], e["how"], e["statistics"]) == wanted)
 
 
 def first_steps(record: dict[str, Any], start: int, x: Sequence[int]) -> Any:

@@ -226,15 +226,25 @@ def test_shortest_paths_are_compared(tmp_path, monkeypatch, capsys):
         for kind, test in tests.items():
             assert test["f1"] == pytest.approx(found[arm]["tests"][kind]["f1"], abs=1e-6), (arm, kind)
     text = (out / "tables.md").read_text()
+    more, usual = (entry["tests"]["size 8, window 8"]["f1"] for entry in (longer[-1], longer[1]))  # both with statistics gathered anew
     for part in (
+        f"{more - usual:+.3f} ± nan) |",
         "Trainable numbers",
         "Folding at similarity .9",
-        "F1: hard loop:",
-        "F1: SCNN, k = 3, recurrence .01:",
+        "after training, hard loop, run for more iterations",
+        "after training, SCNN, k = 3, recurrence .01, run for more iterations",
         "learning-rate 0.02",
     ):
         assert part in text
     assert text.strip() in capsys.readouterr().out
+
+    # Beside a CNN of the same seed, here the loop under its name, everything is told as a difference.
+    against = main.__globals__["tables"]([found["loop1"] | {"arm": "cnn"}, found["scnn3r"]], {"cnn": "CNN", "scnn3r": "SCNN"})
+    one, other = ([line["validation_f1"] for line in found[name]["epochs"]] for name in ("scnn3r", "loop1"))  # an epoch a phase
+    differences = [a - b for a, b in zip(one, other, strict=True)]
+    row = " | ".join(f"{difference:+.3f} ± nan" for difference in [*differences, differences[1]])
+    title = "Validation F1 over all epochs of each phase less that of the CNN of the same seed:"
+    assert against.split(title)[1].split("\n\n")[1].splitlines()[2] == f"| SCNN | {row} |"
 
     # Of two seeds: the run that has finished is read, the other one trained. There is no loop among them.
     metrics = out / "scnn1-seed0" / "metrics.jsonl"

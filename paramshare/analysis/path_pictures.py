@@ -136,7 +136,7 @@ def reach(
       ylabel: beside the first.
       title: above all.
     """
-    figure, axes = blank(1, len(panels), (5.0 * len(panels), 4.6), squeeze=False, sharey=True)
+    figure, axes = blank(1, len(panels), (4.4 * len(panels), 4.6), squeeze=False, sharey=True)
     for axis, (name, its), xlabel in zip(axes[0], panels.items(), xlabels, strict=True):
         names = list(dict.fromkeys(x for line in its.values() for x in line[0]))
         for label, (x, values) in its.items():
@@ -146,8 +146,12 @@ def reach(
             axis.errorbar(places, pairs[:, 0], yerr=np.nan_to_num(pairs[:, 1]), marker="o", markersize=4, capsize=2, label=label)
         axis.set(xlabel=xlabel, title=name, ylim=(0.0, 1.02), xticks=range(len(names)), xticklabels=list(map(str, names)))
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="lower left")
     axes[0][0].set_ylabel(ylabel)
+    if len({tuple(its) for its in panels.values()}) == 1:
+        figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(its))
+    else:
+        for axis in axes[0]:
+            axis.legend(fontsize=8, loc="lower left")
     figure.suptitle(title)
     figure.savefig(file, dpi=110)
 

@@ -115,7 +115,7 @@ def test_reach_draws_lines_over_names_and_numbers(tmp_path):
         "names": {"plain": (["1", "2", "4", "all"], seeds[:1]), "shared": (["2", "all"], seeds[:, :2])},
     }
     reach(panels, tmp_path / "reach.png", xlabels=("layers", "templates"), ylabel="F1", title="a run")
-    assert pixels(tmp_path / "reach.png").shape == (506, 1100, 3)
+    assert pixels(tmp_path / "reach.png").shape == (506, 968, 3)
     assert times(tmp_path / "reach.png", C0) > 20 and times(tmp_path / "reach.png", C1) > 20
 
 
@@ -130,4 +130,4 @@ def test_reach_of_lines_without_a_point(tmp_path):
     """An arm that was not asked for leaves nothing to draw."""
     panels = {"none": {"plain": ([], np.array([]).T)}, "nan": {"plain": ([1, 2], [[math.nan, math.nan]])}}
     reach(panels, tmp_path / "empty.png", xlabels=("", ""), ylabel="F1")
-    assert pixels(tmp_path / "empty.png").shape == (506, 1100, 3)
+    assert pixels(tmp_path / "empty.png").shape == (506, 968, 3)

@@ -135,7 +135,7 @@ def test_impossible_curricula(options, said):
 @pytest.mark.parametrize("name", ["windows", "far_windows", "far_sizes", "far_densities"])
 def test_a_list_is_told_from_a_tuple(name):
     with pytest.raises(DataError, match=rf"curriculum.{name}=\[5\]: a tuple is wanted"):
-        Curriculum(**{name: [5]})
+        Curriculum(**{name: [5]})  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("share", [-0.5, 1.0, float("nan")])

@@ -124,4 +124,4 @@ def test_impossible_streams():
     for options in ({"batch_size": 0}, {"batch_size": -4}, {"batch_size": 2.5}, {"start": -1}, {"seed": -1}):
         ((name, value),) = options.items()
         with pytest.raises(DataError, match=rf"Grids.stream\({name}={value}\): {name} must be an integer, [01] or more"):
-            Grids().stream(**{"seed": 0, "batch_size": 4} | options)  # before a batch is asked for
+            Grids().stream(**{"seed": 0, "batch_size": 4} | options)  # pyright: ignore[reportArgumentType]  # before a batch is asked for
