@@ -1,6 +1,6 @@
 """Shortest paths on grids, a curriculum of five phases: the algorithmic task of soft parameter sharing, the full recipe.
 
-Command   paramshare train experiments/shortest_paths.py --workdir runs/paths
+Command   paramshare train experiments/shortest_paths.py --workdir runs/scnn
           and everything that is compared, over five seeds:
           python experiments/shortest_paths_compare.py experiments/shortest_paths.py --out runs/paths
 Time      not run: 1.25 million grids of 32 x 32 through twenty layers of 32 channels would be about six hours a network on 2 CPU cores;

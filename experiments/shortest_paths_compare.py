@@ -54,7 +54,7 @@ def arms(depth: int) -> dict[str, Arm]:
 
 def main() -> None:
     """Runs what the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("config")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--arms", nargs="+", default=None, help="names of workdirs without their seed, or all; four unless given")
@@ -66,6 +66,12 @@ def main() -> None:
     found = re.fullmatch(r"s?pathnet-(\d+)-(\d+)(-.*)?", base.model.name)
     if found is None or base.data.name != "grids":
         raise ConfigError(f"{known.config} trains {base.model.name} on {base.data.name}; a path net on grids is wanted")
+    if not (base.data.validation and base.validate_every == 1 and base.data.curriculum.far_windows and base.data.curriculum.far_sizes):
+        raise ConfigError(
+            f"{known.config}: data.validation={base.data.validation}, validate_every={base.validate_every}, curriculum.far_windows="
+            f"{base.data.curriculum.far_windows}, far_sizes={base.data.curriculum.far_sizes}: what is compared takes a validation each "
+            "epoch, and a far window and a far size or more"
+        )
     depth, width = int(found[1]), int(found[2])
     table = arms(depth)
     wanted = list(table) if known.arms == ["all"] else known.arms or list(table)[:4]
@@ -114,8 +120,13 @@ def spread(tasks: Sequence[tuple[str, Config, pathlib.Path]], processes: int) ->
             places.put(place)
         with concurrent.futures.ProcessPoolExecutor(processes, context, initializer=settle, initargs=(places, processes)) as pool:
             waiting = [pool.submit(one, task) for task in tasks]
-            for _ in concurrent.futures.as_completed(waiting):
-                bar.update()
+            try:
+                for done in concurrent.futures.as_completed(waiting):
+                    done.result()  # a failure is told at once, not when all others have been trained
+                    bar.update()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
             return [task.result() for task in waiting]
 
 
@@ -166,7 +177,7 @@ def one(task: tuple[str, Config, pathlib.Path]) -> dict[str, Any]:
         "tests": result["last"]["others"],
     }
     run, variables, _ = trained(workdir)
-    network, its, period = run.model, variables, 1
+    network, its, period = run.model, variables, int(name in ("cnn", "loop1"))
     if isinstance(network, Shared) and "scnn" in name:
         folded = fold(network, variables)
         bank = folded.banks[0]
@@ -183,7 +194,7 @@ def one(task: tuple[str, Config, pathlib.Path]) -> dict[str, Any]:
             evaluate = make_evaluate(again)
             record["fold"]["tests"] = {kind: evaluate(folded.variables, source) for kind, source in run.data.others.items()}
             network, its, period = folded.shared, folded.variables, bank.period or 0
-    if name in ("cnn", "loop1") or (config.penalty.recurrence and period):
+    if period and ("fold" not in record or config.penalty.recurrence):
         record["longer"] = longer(run, network, its, period, far(config))
     return record
 
@@ -265,11 +276,12 @@ def tables(records: list[dict[str, Any]], labels: Mapping[str, str]) -> str:
                 rows[labels[name]] = [show(column, signed=True) for column in columns]
             head = ["network", *(f"window {window}" for window in phases), "all but the first"]
             parts.append(f"{about} of each phase less that of the CNN of the same seed:\n\n{markdown(head, rows)}")
-        rows = {
-            labels[name]: [show([a["tests"][kind]["f1"] - b["tests"][kind]["f1"] for a, b in its], signed=True) for kind in kinds]
-            for name, its in pairs.items()
-        }
-        parts.append(f"F1 on each test set less that of the CNN of the same seed:\n\n{markdown(['network', *kinds], rows)}")
+        for measure, about in MEASURES.items():
+            rows = {
+                labels[name]: [show([a["tests"][kind][measure] - b["tests"][kind][measure] for a, b in its], signed=True) for kind in kinds]
+                for name, its in pairs.items()
+            }
+            parts.append(f"{about}, less that of the CNN of the same seed:\n\n{markdown(['network', *kinds], rows)}")
     for measure, about in MEASURES.items():
         rows = {labels[name]: [show([record["tests"][kind][measure] for record in its]) for kind in kinds] for name, its in by_arm.items()}
         parts.append(f"{about}:\n\n{markdown(['network', *kinds], rows)}")
@@ -364,9 +376,12 @@ def draw(records: list[dict[str, Any]], labels: Mapping[str, str], out: pathlib.
     import jax.numpy as jnp
     import numpy as np
 
+    from paramshare.analysis.batch_statistics import reestimate
+    from paramshare.analysis.deepening import deepen
     from paramshare.analysis.path_pictures import curves, grids, reach
     from paramshare.training.data import normalise
-    from paramshare.training.derive import trained
+    from paramshare.training.data.grids import apart
+    from paramshare.training.derive import trained, training_images
 
     by_arm = {name: [record for record in records if record["arm"] == name] for name in labels}
     shown = [name for name in labels if name in ("cnn", "loop1", "rpg") or name.endswith("r") or name == max_templates(labels)]
@@ -384,21 +399,30 @@ def draw(records: list[dict[str, Any]], labels: Mapping[str, str], out: pathlib.
     marks = {"validation F1 by epoch": [start + 0.5 for start in starts[1:]]}
     curves(panels, out / "curves.png", xlabels=("epoch", "step"), marks=marks, floor=0.3)
 
-    # --- Every test set's problem with as many path cells as is usual there: nothing picked by hand
+    # --- Of every test set a problem with as many path cells as is usual there, beyond what was trained on: nothing picked by hand
     networks = {labels[name]: trained(out / f"{name}-seed{first['seed']}")[:2] for name in shown}
     run = next(iter(networks.values()))[0]
+    if "loop1" in by_arm:
+        loop, variables = networks[labels["loop1"]]
+        layers = loop.model.model.depth
+        deeper, its = deepen(loop.model, variables, layers + layers // 2)
+        its = reestimate(deeper, its, training_images(loop, 16))
+        networks[f"{labels['loop1']}, {deeper.depth} layers"] = dataclasses.replace(loop, model=deeper), its
     rows, predictions = {}, {label: [] for label in networks}
+    last = run.config.data.curriculum.windows[-1]
     for kind in far(run.config):
         source: Any = run.data.others[kind]
-        middle = int(np.argsort(source.label.sum(axis=(1, 2)), kind="stable")[len(source) // 2])
-        rows[kind] = source.image[middle], source.label[middle]
+        cells = source.label.sum(axis=(1, 2))
+        beyond = np.flatnonzero((apart(source.image) > last) | (kind == f"window {last}"))
+        usual = beyond[np.argsort(cells[beyond], kind="stable")[len(beyond) // 2]]
+        rows[kind] = source.image[usual], source.label[usual]
         for label, (its, variables) in networks.items():
             logits = its.model.apply(variables, normalise(jnp.asarray(rows[kind][0][None]), run.data.mean, run.data.std))
             predictions[label].append(np.asarray(logits[0]) > 0)
     grids(rows, predictions, out / "grids.png")
 
     # --- How far it reaches: kernels, folding, iterations
-    kinds = far(run.config)
+    kinds = dict(zip(("as trained", "points anywhere", "and a larger grid"), far(run.config), strict=True))
     names = {f"scnn{k}": str(k) for k in (1, 2, 4)} | {max_templates(labels): max_templates(labels)[4:], "cnn": "own (CNN)"}
     ways = {max_templates(labels): "SCNN", f"{max_templates(labels)}r": "SCNN, recurrence", "fold": "... folded", "loop1": "hard loop"}
 
@@ -406,20 +430,24 @@ def draw(records: list[dict[str, Any]], labels: Mapping[str, str], out: pathlib.
         found = {}
         for place, text in places.items():
             its = by_arm.get(f"{max_templates(labels)}r" if place == "fold" else place, [])
-            tests = [record["fold"].get("tests", record["tests"]) if place == "fold" else record["tests"] for record in its]
+            tests = [record["fold"].get("tests") if place == "fold" else record["tests"] for record in its]
+            tests = [test for test in tests if test]  # some may not fold
             if tests:
                 found[text] = [test[kind]["f1"] for test in tests]
         return list(found), np.array(list(found.values())).T
 
     panels = {
-        "fewer kernels": {kind: line(names, kind) for kind in kinds},
-        "a loop, encouraged, folded, or from the start": {kind: line(ways, kind) for kind in kinds},
+        "fewer kernels": {f"{about}: {kind}": line(names, kind) for about, kind in kinds.items()},
+        "a loop, encouraged, folded, or from the start": {f"{about}: {kind}": line(ways, kind) for about, kind in kinds.items()},
     }
-    for name, title in (("loop1", "the hard loop, run for more iterations"), ("cnn", "the CNN, its layers repeated likewise")):
+    for name, title in (("loop1", "the hard loop, its middle iteration repeated"), ("cnn", "the CNN, its middle layer repeated")):
         its = by_arm.get(name, [])
         if its:
             depths = list(dict.fromkeys(entry["depth"] for entry in its[0]["longer"]))
-            panels[title] = {kind: (depths, [[iterated(record, depth, kind) for depth in depths] for record in its]) for kind in kinds}
+            panels[title] = {
+                f"{about}: {kind}": (depths, [[iterated(record, depth, kind) for depth in depths] for record in its])
+                for about, kind in kinds.items()
+            }
     xlabels = ["templates of the bank", "", *["layers at test time"] * (len(panels) - 2)]  # there may be neither
     reach(panels, out / "reach.png", xlabels=xlabels, ylabel="F1")
 

@@ -35,7 +35,7 @@ from paramshare.analysis.deepening import deepen
 from paramshare.analysis.path_pictures import painted
 from paramshare.training.config import Config, Data, Model, Optimizer, Penalty, Schedule
 from paramshare.training.data import Curriculum, normalise
-from paramshare.training.data.grids import Grids
+from paramshare.training.data.grids import Grids, apart
 from paramshare.training.derive import trained, training_images
 from paramshare.training.evaluation import make_evaluate
 from paramshare.training.loop import train
@@ -124,14 +124,16 @@ for label, (*_, result) in found.items():
     print(f"{label:<18}" + "".join(f"{result['last']['others'][kind]['f1']:>20.3f}" for kind in kinds[4:]))
 
 # %% [markdown]
-# Problems of these sets, with as many cells on a path as is usual there. Green was found, yellow missed, red is no path.
+# Problems of these sets, with points farther apart than trained on (but for the first), and with as many cells on a path as is usual among
+# those. Green was found, yellow missed, red is no path.
 
 # %%
 rows = ["window 11", "window 16", "size 32, window 32"]
 fig, axes = plt.subplots(len(rows), 1 + len(found), figsize=(13, 8), layout="constrained")
 for line, kind in zip(axes, rows, strict=True):
     source = found["CNN"][0].data.others[kind]
-    middle = int(np.argsort(source.label.sum(axis=(1, 2)), kind="stable")[len(source) // 2])
+    some = np.flatnonzero((apart(source.image) > 11) | (kind == rows[0]))
+    middle = some[np.argsort(source.label[some].sum(axis=(1, 2)), kind="stable")[len(some) // 2]]
     image, target = source.image[middle], source.label[middle]
     shown = {"shortest paths": target}
     for label, (run, variables, *_) in found.items():
@@ -170,6 +172,16 @@ for iterations in (depth, depth + 2, depth + 5):
         its = reestimate(deeper, its, training_images(run, 16))
     evaluate = make_evaluate(dataclasses.replace(run, model=deeper))
     print(f"{iterations:>2} iterations         " + "".join(f"{evaluate(its, run.data.others[kind])['f1']:>22.3f}" for kind in rows))
+
+# %% [markdown]
+# And the CNN, whose layers are no loop, with its middle layer repeated in the same way?
+
+# %%
+run, variables, *_ = found["CNN"]
+deeper, its = deepen(run.model, variables, depth + 2, how="middle")
+its = reestimate(deeper, its, training_images(run, 16))
+evaluate = make_evaluate(dataclasses.replace(run, model=deeper))
+print(f"CNN, {depth + 2} layers        " + "".join(f"{evaluate(its, run.data.others[kind])['f1']:>22.3f}" for kind in rows))
 
 # %% [markdown]
 # One seed shows how it is done, and little more. With five seeds, intervals and the other schemes:

@@ -37,7 +37,7 @@ def deepen(
       variables: its variables.
       depth: layers wanted: as many as there are, and so many whole periods besides.
       period: layers of one iteration, 1 or more. Layers behind the last whole iteration stay the last.
-      how: "middle", "stretch" or "last". With statistics gathered anew, "middle" went farthest in `experiments/results/shortest_paths.md`.
+      how: "middle", "stretch" or "last". `experiments/results/shortest_paths.md` compares them.
 
     Returns:
       The model and its variables. Arrays are those of the layers that are repeated, not copies.

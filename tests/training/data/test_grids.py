@@ -9,7 +9,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import shortest_path
 
 from paramshare.training.data import DataError
-from paramshare.training.data.grids import Grids, shortest_paths
+from paramshare.training.data.grids import Grids, apart, shortest_paths
 
 RNG = np.random.default_rng(0)
 
@@ -64,6 +64,13 @@ def test_pairs_are_uniform_over_all_that_a_window_holds():
     assert len(found) == 24 + 18  # straight and diagonal neighbours
     counts = np.unique(images[..., 1].reshape(len(images), -1), axis=0, return_counts=True)[1]
     assert np.sum((counts - 100.0) ** 2 / 100) < 90  # chi squared of 41 degrees of freedom: 1 in 10^5
+
+
+@pytest.mark.parametrize("grids", [Grids(7, 13, window=5), Grids(12, 9, window=12, density=0.3)], ids=str)
+def test_how_far_apart_points_are(grids):
+    images, _ = grids.draw(3, range(200))
+    wanted = [1 + np.ptp(np.argwhere(image[..., 1]), axis=0).max() for image in images]
+    np.testing.assert_array_equal(apart(images), wanted)
 
 
 def test_a_problem_depends_on_seed_and_index_alone():
