@@ -414,6 +414,7 @@ def draw(records: list[dict[str, Any]], labels: Mapping[str, str], out: pathlib.
         source: Any = run.data.others[kind]
         cells = source.label.sum(axis=(1, 2))
         beyond = np.flatnonzero((apart(source.image) > last) | (kind == f"window {last}"))
+        beyond = beyond if len(beyond) else np.arange(len(source))  # of few problems none may be
         usual = beyond[np.argsort(cells[beyond], kind="stable")[len(beyond) // 2]]
         rows[kind] = source.image[usual], source.label[usual]
         for label, (its, variables) in networks.items():
