@@ -21,7 +21,7 @@ from paramshare.shared import Shared
 
 PROGRAM, VARIABLES, ABOUT, RUN = "program.jaxexport", "variables.npz", "about.json", "run.py"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-RUN_SOURCE = '''"""Prints the class of every image in an .npy file: python run.py images.npy. Needs jax, flatbuffers, numpy."""
+RUN_SOURCE = '''"""%s. Needs jax, flatbuffers, numpy."""
 
 import pathlib
 import sys
@@ -30,6 +30,8 @@ import jax
 import numpy as np
 from jax import export
 
+if len(sys.argv) != %d:
+    sys.exit(__doc__)
 folder = pathlib.Path(__file__).parent
 program = export.deserialize(bytearray((folder / "program.jaxexport").read_bytes()))
 variables = dict(np.load(folder / "variables.npz"))
@@ -38,8 +40,18 @@ wanted = program.in_avals[-1]
 if images.shape[1:] != wanted.shape[1:] or images.dtype != wanted.dtype:
     sys.exit(f"images must be {wanted.dtype} of shape {wanted.shape}, got {images.dtype} of shape {images.shape}")
 logits = jax.jit(program.call)(variables, images)
-print(*np.argmax(logits, axis=-1), sep="\\n")
+%s
 '''
+RUN_CLASSES = (
+    "Prints the class of every image in an .npy file: python run.py images.npy",
+    2,
+    'print(*np.argmax(logits, axis=-1), sep="\\n")',
+)
+RUN_LOGITS = (
+    "Writes the logits of every image in an .npy file into another: python run.py images.npy logits.npy",
+    3,
+    "np.save(sys.argv[2], logits)",
+)
 
 
 class ExportError(ValueError):
@@ -53,8 +65,9 @@ def export(
 
     * `program.jaxexport`: `export_program`'s, to be called as `jax.export.deserialize(...).call(variables, images)`;
     * `variables.npz`: `save_variables`'s, small where the model is shared: the program makes the kernels;
-    * `about.json`: input, classes, names, shapes and dtypes of the variables, platforms, versions, SHA-256 of the two files;
-    * `run.py`: a dozen lines that print the classes of the images in an .npy file.
+    * `about.json`: input, output, names, shapes and dtypes of the variables, platforms, versions, SHA-256 of the two files;
+    * `run.py`: a dozen lines that print the classes of the images in an .npy file; of a network whose logits are not (batch, classes),
+      a number a cell say, it writes the logits into an .npy file.
 
     The folder is written whole or not at all. Reading the program takes `jax`, `numpy` and `flatbuffers` (which `jax.export` is written
     with). JAX promises to run it in releases up to 6 months younger than the one that exported it, and up to 3 weeks older; the
@@ -80,9 +93,10 @@ def export(
     with written_whole(folder, ExportError) as fresh:
         (fresh / PROGRAM).write_bytes(program)
         save_variables(variables, fresh / VARIABLES)
-        (fresh / RUN).write_text(RUN_SOURCE)
+        about = _about(model, program, options)
+        (fresh / RUN).write_text(RUN_SOURCE % (RUN_CLASSES if "classes" in about else RUN_LOGITS))
         sums = {name: hashlib.sha256((fresh / name).read_bytes()).hexdigest() for name in (PROGRAM, VARIABLES)}
-        (fresh / ABOUT).write_text(json.dumps(_about(model, program, options) | {"sha256": sums}, indent=2) + "\n")
+        (fresh / ABOUT).write_text(json.dumps(about | {"sha256": sums}, indent=2) + "\n")
     return folder
 
 
@@ -100,7 +114,7 @@ def export_program(
     """A network's forward pass as a serialised `jax.export` program, `f(variables, images) -> logits`, for batches of any size.
 
     The weights are no part of it: `variables` is a flat dictionary of arrays by path, as `save_variables` stores it. Logits are
-    float32. The program names no files of the machine it was made on.
+    float32, (batch, classes) or of any other shape that starts with the batch. The program names no files of the machine it was made on.
 
     Args:
       model: a plain model, or a `Shared`: then the program makes the kernels.
@@ -116,8 +130,8 @@ def export_program(
       The bytes that `jax.export.deserialize` takes (as a `bytearray`).
 
     Raises:
-      ExportError: if the model does not run on such images and variables at every batch size, does not return logits (batch, classes),
-        or an argument is not a legal one.
+      ExportError: if the model does not run on such images and variables at every batch size, does not return one array
+        (batch, ...) of logits, or an argument is not a legal one.
 
     Example:
       >>> import jax, numpy as np, paramshare
@@ -139,9 +153,13 @@ def export_program(
 
     def forward(variables, images):
         leaves = [variables[name].astype(dtype) for name, dtype in wanted.items()]
-        logits = model.apply(jax.tree.unflatten(tree, leaves), normalise(images), **options)
-        if not isinstance(logits, jax.Array) or logits.ndim != 2:
-            raise ExportError(f"logits are one array (batch, classes); {type(model).__name__} returned {jax.tree.map(jnp.shape, logits)}")
+        logits: Any = model.apply(jax.tree.unflatten(tree, leaves), normalise(images), **options)
+        sizes = logits.shape if isinstance(logits, jax.Array) else ()
+        if sizes[:1] != images.shape[:1] or not all(isinstance(size, int) for size in sizes[1:]):
+            raise ExportError(
+                f"logits are one array, (batch, ...) with the other sizes fixed; {type(model).__name__} returned "
+                f"{jax.tree.map(jnp.shape, logits)}"
+            )
         return logits.astype(jnp.float32)
 
     batch = jax_export.symbolic_shape("batch")
@@ -273,6 +291,7 @@ def _about(model: nn.Module, program: bytes, options: dict[str, Any]) -> dict[st
     exported = jax_export.deserialize(bytearray(program))
     (arguments, images), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
     (logits,) = exported.out_avals
+    _, *sizes = logits.shape
     plain = model.model if isinstance(model, Shared) else model
     try:
         version = importlib.metadata.version("paramshare")
@@ -283,7 +302,8 @@ def _about(model: nn.Module, program: bytes, options: dict[str, Any]) -> dict[st
         "shared": isinstance(model, Shared),
         "input": {"shape": [str(images.shape[0]), *images.shape[1:]], "dtype": str(images.dtype)}
         | {name: [float(number) for number in options[name]] for name in ("mean", "std") if options.get(name) is not None},
-        "classes": logits.shape[1],
+        "output": {"shape": [str(logits.shape[0]), *sizes], "dtype": str(logits.dtype)},
+        **({"classes": sizes[0]} if len(sizes) == 1 else {}),
         "variables": {name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for name, leaf in arguments.items()},
         "platforms": list(exported.platforms),
         "versions": {"jax": jax.__version__, "paramshare": version, "calling_convention": exported.calling_convention_version},

@@ -1,6 +1,7 @@
 """`paramshare export`."""
 
 import argparse
+import json
 import os
 import pathlib
 import shlex
@@ -28,7 +29,7 @@ def add(command: Any) -> None:
 
 def _export(known: argparse.Namespace, rest: list[str]) -> int:
     from paramshare.analysis.conversion import bake
-    from paramshare.analysis.export import export
+    from paramshare.analysis.export import ABOUT, export
     from paramshare.analysis.looping import loop
     from paramshare.shared import Shared, count
     from paramshare.training.derive import trained
@@ -46,10 +47,13 @@ def _export(known: argparse.Namespace, rest: list[str]) -> int:
         model, variables = looped.model, looped.variables
         print(looped, end="\n\n")
     folder = export(model, variables, known.output, run.data.image_shape, mean=run.data.mean, std=run.data.std, train=False)
-    images = "x".join(map(str, run.data.image_shape))
+    height, width, channels = run.data.image_shape
+    sizes = json.loads((folder / ABOUT).read_text())["output"]["shape"][1:]
+    logits = "x".join(map(str, sizes)) + (" logits, one a cell" if sizes == [height, width] else " logits")
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{run.config.model.name} ({known.form}), {known.checkpoint} state, step {step:,}: {count(variables)['trainable']:,} numbers")
-    print(f"folder         {known.output}, {size:,} bytes; takes uint8 images of {images}, gives {run.data.num_classes} logits")
+    print(f"folder         {known.output}, {size:,} bytes; takes uint8 images of {height}x{width}x{channels}, gives {logits}")
     script = shlex.quote(os.path.join(known.output, "run.py"))
-    print(f"run it with    python {script} IMAGES.npy (jax, flatbuffers and numpy are all it needs)")
+    files = "IMAGES.npy" if len(sizes) == 1 else "IMAGES.npy LOGITS.npy"
+    print(f"run it with    python {script} {files} (jax, flatbuffers and numpy are all it needs)")
     return 0

@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import pathlib
+import re
+import runpy
 import subprocess
 import sys
 from typing import Any
@@ -21,6 +23,11 @@ import paramshare
 from paramshare.analysis import export as exporting
 from paramshare.analysis.conversion import bake
 from paramshare.analysis.export import ExportError, export, export_program, flat, load_variables, save_variables
+from paramshare.cli import main
+from paramshare.training.config import Config, Data, Model
+from paramshare.training.data import Curriculum
+from paramshare.training.derive import begin
+from paramshare.training.run import prepare
 
 SHAPE = (8, 8, 3)
 MEAN, STD = (120.0, 110.5, 100.0), (60.0, 61.0, 62.5)
@@ -69,8 +76,8 @@ class Small(nn.Module):
         return nn.Dense(3, name="classifier")(x.mean((1, 2)))
 
 
-def trained(model: nn.Module) -> Any:
-    variables = jax.device_get(jax.jit(lambda: model.init(jax.random.key(0, impl="rbg"), jnp.zeros((1, *SHAPE))))())
+def trained(model: nn.Module, shape: tuple[int, ...] = SHAPE) -> Any:
+    variables = jax.device_get(jax.jit(lambda: model.init(jax.random.key(0, impl="rbg"), jnp.zeros((1, *shape))))())
     return jax.tree.map(lambda leaf: (leaf + 0.1 * np.sin(10 * leaf.astype(np.float32)) + 0.01).astype(leaf.dtype), variables)
 
 
@@ -138,6 +145,7 @@ def test_the_folder_says_what_is_in_it(network, tmp_path):
     }
     assert (about["model"], about["shared"], about["classes"], about["platforms"]) == ("Small", True, 3, ["cpu", "tpu"])
     assert about["input"] == {"shape": ["batch", *SHAPE], "dtype": "uint8", "mean": list(MEAN), "std": list(STD)}
+    assert about["output"] == {"shape": ["batch", 3], "dtype": "float32"}
     assert about["versions"]["jax"] == jax.__version__
     shapes = {name: {"shape": list(leaf.shape), "dtype": "float32"} for name, leaf in flat(variables).items()}
     assert about["variables"] == shapes
@@ -180,6 +188,51 @@ def test_images_of_another_kind_are_refused_when_run(small, tmp_path):
     done = subprocess.run([sys.executable, folder / "run.py", tmp_path / "images.npy"], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == "images must be uint8 of shape (batch, 8, 8, 3), got float32 of shape (5, 4, 8, 3)\n"
+
+
+class Regresses(nn.Module):
+    def __call__(self, x):
+        return x.mean((1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [(paramshare.create_model("spathnet-2-2-1", input_shape=(6, 5, 2)), (6, 5)), (Regresses(), ())],
+    ids=["cells", "one"],
+)
+def test_logits_of_any_shape_behind_the_batch(model, sizes, tmp_path, monkeypatch):
+    """A number a cell, as path nets give, or a number an image: the folder says so, and its script writes what the network gives."""
+    images = np.random.default_rng(2).integers(0, 2, (5, 6, 5, 2)).astype(np.uint8)
+    x = images.astype(np.float32)
+    variables = trained(model, (6, 5, 2))
+    folder = export(model, variables, tmp_path / "out", (6, 5, 2), mean=(0, 0), std=(1, 1))
+    about = json.loads((folder / "about.json").read_text())
+    assert about["output"] == {"shape": ["batch", *sizes], "dtype": "float32"} and "classes" not in about
+    np.save(tmp_path / "images.npy", images)
+    monkeypatch.setattr(sys, "argv", ["run.py", str(tmp_path / "images.npy")])
+    with pytest.raises(SystemExit, match=r"^Writes the logits .*: python run\.py images\.npy logits\.npy\."):
+        runpy.run_path(str(folder / "run.py"), run_name="__main__")
+    sys.argv.append(str(tmp_path / "logits.npy"))
+    runpy.run_path(str(folder / "run.py"), run_name="__main__")
+    found = np.load(tmp_path / "logits.npy")
+    assert found.shape == (5, *sizes) and found.dtype == np.float32 and np.ptp(found) > 0
+    np.testing.assert_array_equal(found, jax.jit(model.apply)(variables, x))  # the same operations, by the same compiler
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_the_command_exports_networks_for_grids(tmp_path, capsys):
+    data = Data("grids", curriculum=Curriculum(6, 0.1, (3,), 4, 5, far_windows=(), far_sizes=(), far_densities=()))
+    with jax.numpy_dtype_promotion("standard"):  # optax's schedules multiply integer steps with floats
+        run = prepare(Config(model=Model("pathnet-2-2"), data=data), devices=jax.devices()[:1])
+        variables = trained(run.model, (6, 6, 2))
+        begin(run, variables, tmp_path / "run", {})
+        assert main(["export", str(tmp_path / "run"), "--output", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert "takes uint8 images of 6x6x2, gives 6x6 logits, one a cell\n" in said and "run.py IMAGES.npy LOGITS.npy (" in said
+    program = jax_export.deserialize(bytearray((tmp_path / "out" / "program.jaxexport").read_bytes()))
+    test: Any = run.data.test
+    found = jax.jit(program.call)(dict(np.load(tmp_path / "out" / "variables.npz")), test.image)
+    np.testing.assert_array_equal(found, jax.jit(run.model.apply)(variables, test.image.astype(np.float32)))
 
 
 def test_variables_round_trip(network, tmp_path):
@@ -264,6 +317,16 @@ class Reshapes(nn.Module):
         return x.reshape(7, -1)
 
 
+class ForgetsTheBatch(nn.Module):
+    def __call__(self, x):
+        return x.mean(0)
+
+
+class Compares(nn.Module):
+    def __call__(self, x):
+        return jnp.einsum("ahwc,bhwc->ab", x, x)
+
+
 class Twice(nn.Module):
     def __call__(self, x):
         return x.mean((1, 2)), x
@@ -275,8 +338,10 @@ def test_models_that_cannot_be_exported(small):
         program_of((variables, variables))
     with pytest.raises(ExportError, match=r"Reshapes cannot be exported for uint8 images of shape \(8, 8, 3\) and a batch of any size"):
         program_of((Reshapes(), {}))
-    with pytest.raises(ExportError, match=r"logits are one array \(batch, classes\); Twice returned \(\(batch, 3\), \(batch, 8, 8, 3\)\)"):
-        program_of((Twice(), {}))
+    for other, shapes in ((Twice, "((batch, 3), (batch, 8, 8, 3))"), (ForgetsTheBatch, "(8, 8, 3)"), (Compares, "(batch, batch)")):
+        words = f"logits are one array, (batch, ...) with the other sizes fixed; {other.__name__} returned {shapes}"
+        with pytest.raises(ExportError, match=re.escape(words)):
+            program_of((other(), {}))
     with pytest.raises(ExportError, match=r"Small cannot be exported.*with these variables.*classifier"):
         program_of((model, {**variables, "params": {"stem": variables["params"]["stem"]}}))
     with pytest.raises(ExportError, match="'a/b' has a slash in it"):
