@@ -177,6 +177,10 @@ def one(task: tuple[str, Config, pathlib.Path]) -> dict[str, Any]:
         "tests": result["last"]["others"],
     }
     run, variables, _ = trained(workdir)
+    beyond = beyond_training(run.data.others, config.data.curriculum.windows[-1])
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, others={**run.data.others, **beyond}))
+    evaluate = make_evaluate(run)
+    record["tests"] |= {kind: evaluate(variables, source) for kind, source in beyond.items()}
     network, its, period = run.model, variables, int(name in ("cnn", "loop1"))
     if isinstance(network, Shared) and "scnn" in name:
         folded = fold(network, variables)
@@ -195,8 +199,18 @@ def one(task: tuple[str, Config, pathlib.Path]) -> dict[str, Any]:
             record["fold"]["tests"] = {kind: evaluate(folded.variables, source) for kind, source in run.data.others.items()}
             network, its, period = folded.shared, folded.variables, bank.period or 0
     if period and ("fold" not in record or config.penalty.recurrence):
-        record["longer"] = longer(run, network, its, period, far(config))
+        kinds = [name for kind in far(config) for name in (kind, f"{kind}, beyond") if name in run.data.others]
+        record["longer"] = longer(run, network, its, period, kinds)
     return record
+
+
+def beyond_training(sets: Mapping[str, Any], window: int) -> dict[str, Any]:
+    """Of every test set those problems alone whose points lie farther apart than trained on, where there are any."""
+    from paramshare.training.data import ArraySource
+    from paramshare.training.data.grids import apart
+
+    chosen = {kind: apart(source.image) > window for kind, source in sets.items()}
+    return {f"{kind}, beyond": ArraySource(sets[kind].image[some], sets[kind].label[some]) for kind, some in chosen.items() if some.any()}
 
 
 def far(config: Config) -> list[str]:
@@ -380,7 +394,6 @@ def draw(records: list[dict[str, Any]], labels: Mapping[str, str], out: pathlib.
     from paramshare.analysis.deepening import deepen
     from paramshare.analysis.path_pictures import curves, grids, reach
     from paramshare.training.data import normalise
-    from paramshare.training.data.grids import apart
     from paramshare.training.derive import trained, training_images
 
     by_arm = {name: [record for record in records if record["arm"] == name] for name in labels}
@@ -409,13 +422,11 @@ def draw(records: list[dict[str, Any]], labels: Mapping[str, str], out: pathlib.
         its = reestimate(deeper, its, training_images(loop, 16))
         networks[f"{labels['loop1']}, {deeper.depth} layers"] = dataclasses.replace(loop, model=deeper), its
     rows, predictions = {}, {label: [] for label in networks}
-    last = run.config.data.curriculum.windows[-1]
+    beyond = beyond_training(run.data.others, run.config.data.curriculum.windows[-1])
     for kind in far(run.config):
-        source: Any = run.data.others[kind]
+        source: Any = beyond.get(f"{kind}, beyond", run.data.others[kind])
         cells = source.label.sum(axis=(1, 2))
-        beyond = np.flatnonzero((apart(source.image) > last) | (kind == f"window {last}"))
-        beyond = beyond if len(beyond) else np.arange(len(source))  # of few problems none may be
-        usual = beyond[np.argsort(cells[beyond], kind="stable")[len(beyond) // 2]]
+        usual = int(np.argsort(cells, kind="stable")[len(cells) // 2])
         rows[kind] = source.image[usual], source.label[usual]
         for label, (its, variables) in networks.items():
             logits = its.model.apply(variables, normalise(jnp.asarray(rows[kind][0][None]), run.data.mean, run.data.std))

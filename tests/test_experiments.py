@@ -20,6 +20,8 @@ import tensorflow_datasets as tfds
 from paramshare import count
 from paramshare.training.config import Config, ConfigError, differences, from_json, load_file, to_json
 from paramshare.training.data import CLASSES, Curriculum
+from paramshare.training.data.curriculum import fixed_set
+from paramshare.training.data.grids import apart
 from paramshare.training.loop import train
 from paramshare.training.optimizer import learning_rate
 from paramshare.training.run import prepare
@@ -239,12 +241,17 @@ def test_shortest_paths_are_compared(tmp_path, monkeypatch, capsys):
             (out / f"{name}.png").unlink()
         return json.loads((out / "measured.json").read_text())
 
+    # Points farther apart than in the last phase
+    kinds = Curriculum(6, 0.1, (2, 4), 16, 3, far_windows=(6,), far_sizes=(8,), far_densities=()).kinds()
+    beyond = [kind for kind, grids in kinds.items() if (apart(fixed_set(grids, "test", 3)[0]) > 4).any()]
+    assert beyond
     found = {record["arm"]: record for record in compare("loop1", "scnn3r", "scnn1", seeds="0")}
     kernel, private = 9 * 2 * 2, 2 * 2 + 3 * 2 * 2 + 2 + 1
     trainable = {"loop1": kernel + private, "scnn3r": 3 * kernel + 3 * 3 + private, "scnn1": kernel + 3 + private}
     assert {name: record["trainable"] for name, record in found.items()} == trainable
     for record in found.values():
-        assert list(record["tests"]) == ["window 2", "window 4", "window 6", "size 8", "size 8, window 8"]
+        assert list(record["tests"])[:5] == ["window 2", "window 4", "window 6", "size 8", "size 8, window 8"]
+        assert set(list(record["tests"])[5:]) == {f"{kind}, beyond" for kind in beyond}
         assert [line["phase"] for line in record["epochs"]] == [1, 2] and record["steps_per_epoch"] == 2
         assert [step for step, _ in record["steps"]] == [1, 2, 3, 4] and [epoch for epoch, _ in record["similar"]] == [0, 1, 2]
     assert "fold" in found["scnn3r"] and "tests" not in found["scnn3r"]["fold"] and "fold" not in found["loop1"]  # after so few steps
