@@ -192,6 +192,18 @@ def test_eval_finds_the_accuracy_that_training_reported(capsys, trained, checkpo
     assert found["accuracy"] == json.loads((trained / "run" / "result.json").read_text())[key]["test"]["accuracy"]
 
 
+def test_several_seeds_are_trained_each_in_its_folder(capsys, tmp_path, config, quick_compilation):
+    workdir, seeds = tmp_path / "w", ["--seeds", "0", "1"]
+    assert "--seeds 0 1 and --seed 7 are both given" in refused(capsys, "train", config, "--workdir", str(workdir), *seeds, "--seed", "7")
+    assert not workdir.exists()
+    same = ["--data.train-examples", "None", "--data.validation", "0"]  # else each seed draws images of its own
+    assert main(["train", config, "--workdir", str(workdir), *seeds, *same, "--model.name", "wrn-10-1", "--batch-size", "1436"]) == 0
+    found = [json.loads((workdir / f"seed{seed}" / "result.json").read_text()) for seed in (0, 1)]
+    said = capsys.readouterr().out
+    assert all(f"{result['last']['test']['accuracy']:.2%}" in said for result in found)
+    assert found[0]["last"]["test"]["loss"] != found[1]["last"]["test"]["loss"]
+
+
 def test_a_workdir_of_another_run_is_left_alone(capsys, trained):
     before = {p: p.read_bytes() for p in (trained / "run").rglob("*") if p.is_file()}
     message = refused(capsys, "train", str(trained / "config.py"), "--workdir", str(trained / "run"), "--epochs", "2", "--seed", "1")

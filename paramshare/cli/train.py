@@ -46,6 +46,9 @@ def run(known: argparse.Namespace, rest: list[str]) -> int:
     # A workdir knows its own configuration.
     base = configs.load_file(file) if file else stored_config(pathlib.Path(known.workdir))
     config = override(base, rest, file or "CONFIG")
+    if known.seeds is not None and any(word.partition("=")[0] == "--seed" for word in rest):
+        several = " ".join(map(str, known.seeds))
+        raise configs.ConfigError(f"--seeds {several} and --seed {config.seed} are both given; leave one of them out")
     if known.distributed:
         _join()
     workdir = pathlib.Path(known.workdir)

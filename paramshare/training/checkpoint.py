@@ -44,6 +44,11 @@ class Checkpoints:
         """The newest step, or None."""
         return self._open().latest_step() if self.folder.exists() else None
 
+    @property
+    def steps(self) -> list[int]:
+        """The steps that are kept, in rising order."""
+        return sorted(self._open().all_steps()) if self.folder.exists() else []
+
     def save(self, step: int, tree: Any, notes: dict[str, Any], *, wait: bool = False) -> None:
         """Writes a state and its notes (JSON). Copies it first, then goes on in the background unless told to wait.
 
@@ -91,6 +96,12 @@ class Checkpoints:
                     f"checkpoint {place} holds {jax.tree_util.keystr(path)} of shape {np.shape(leaf)}, the model wants {wanted.shape}"
                 )
         return jax.tree.map(np.asarray, tree), notes
+
+    def drop_after(self, step: int) -> None:
+        """Removes what is kept of later steps; Orbax would write no earlier step beside them."""
+        for later in self.steps:
+            if later > step:
+                self._open().delete(later)
 
     def wait(self) -> None:
         """Waits until what was saved is on disk."""

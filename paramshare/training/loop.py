@@ -41,6 +41,9 @@ class Interrupted(RuntimeError):
         super().__init__(message)
         self.signum = signum
 
+    def __reduce__(self) -> tuple[Any, ...]:  # by default pickle would pass the message alone
+        return type(self), (str(self), self.signum)
+
 
 def train(
     config: Config,
@@ -88,7 +91,8 @@ def fit_together(runs: Sequence[Run], workdirs: Sequence[str | pathlib.Path], *,
 
     Each has a workdir of its own, as if it had been trained by itself, and can be gone on with by itself; its numbers are the same but
     for rounding. Small networks leave an accelerator idle, and are trained faster together. On a CPU they are several times slower:
-    XLA turns convolutions of several networks into grouped ones, for which it has no fast program there.
+    XLA turns convolutions of several networks into grouped ones, for which it has no fast program there. Where a kill has left them at
+    different steps, all go on from the newest step that each has kept.
 
     Args:
       runs: as `prepare` returns them; of equal configurations, but for `seed`, and on the same training images.
@@ -99,7 +103,7 @@ def fit_together(runs: Sequence[Run], workdirs: Sequence[str | pathlib.Path], *,
       The result of each.
 
     Raises:
-      ConfigError: if the runs differ otherwise, or stand at different steps.
+      ConfigError: if the runs differ otherwise, or have kept no step that is common to all.
       As `train`.
     """
     workdirs = [pathlib.Path(workdir) for workdir in workdirs]
@@ -120,11 +124,8 @@ def _fit(tracks: list[Track], signals: "_Signals", quiet: bool) -> list[dict[str
     run, config = tracks[0].run, tracks[0].run.config
 
     # --- Resume or start
-    states = [track.start() for track in tracks]
-    step = int(states[0].step)
-    if any(int(state.step) != step for state in states):
-        at = ", ".join(f"{track.workdir} at {int(state.step)}" for track, state in zip(tracks, states, strict=True))
-        raise ConfigError(f"the runs stand at different steps ({at}); go on with each by itself, or begin all anew")
+    step = _common_step(tracks)
+    states = [track.start(step) for track in tracks]
     together = _Together(len(tracks))
     state = run.devices.replicate(together.stack(states))
     writer = jax.process_index() == 0
@@ -191,6 +192,16 @@ def _fit(tracks: list[Track], signals: "_Signals", quiet: bool) -> list[dict[str
 
     # --- Test, once, what was trained last and what validation chose
     return [track.finish(variables(i), evaluate) for i, track in enumerate(tracks)]
+
+
+def _common_step(tracks: list[Track]) -> int:
+    """The newest step that all have kept: a kill may come when some have saved a step and others have not."""
+    kept = [track.newest.steps or [0] for track in tracks]
+    common = set.intersection(*map(set, kept))
+    if not common:
+        at = ", ".join(f"{track.workdir} at {' and '.join(map(str, steps))}" for track, steps in zip(tracks, kept, strict=True))
+        raise ConfigError(f"the runs stand at different steps, none kept by all ({at}); go on with each by itself, or begin all anew")
+    return max(common)
 
 
 class _Together:

@@ -17,6 +17,7 @@ from paramshare.training.state import State
 from paramshare.training.workdir import check_origin
 
 RESULT = "result.json"
+RENAMED = {"accuracy": "score", "best_accuracy": "best_score"}  # fields of `Progress`, as earlier versions noted them
 
 
 @dataclasses.dataclass
@@ -64,14 +65,15 @@ class Track:
         self.last: list[dict[str, float]] = []  # those in the latest line
         self._stack = stack
 
-    def start(self) -> State:
-        """The state to go on from: a fresh one, or that of the newest checkpoint."""
+    def start(self, step: int | None = None) -> State:
+        """The state to go on from: a fresh one, or that of the newest checkpoint, or of a step; what is kept beyond it is dropped."""
         if self.newest.latest is None:
             check_origin(self.workdir)
             state = jax.jit(self.run.init)()
         else:
-            state, notes = self.newest.restore(self.shapes)
-            self.progress = Progress(**notes)
+            state, notes = self.newest.restore(self.shapes, step)
+            self.progress = Progress(**{RENAMED.get(name, name): value for name, value in notes.items()})
+            self.newest.drop_after(int(state.step))
         self.metrics = MetricsFile(self.workdir, int(state.step), tensorboard=self.run.config.tensorboard, write=jax.process_index() == 0)
         self._stack.callback(self.metrics.close)
         return state
