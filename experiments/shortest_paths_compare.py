@@ -417,8 +417,9 @@ def draw(records: list[dict[str, Any]], labels: Mapping[str, str], out: pathlib.
     run = next(iter(networks.values()))[0]
     if "loop1" in by_arm:
         loop, variables = networks[labels["loop1"]]
-        layers = loop.model.model.depth
-        deeper, its = deepen(loop.model, variables, layers + layers // 2)
+        trained_loop: Any = loop.model
+        layers = trained_loop.model.depth
+        deeper, its = deepen(trained_loop, variables, layers + layers // 2)
         its = reestimate(deeper, its, training_images(loop, 16))
         networks[f"{labels['loop1']}, {deeper.depth} layers"] = dataclasses.replace(loop, model=deeper), its
     rows, predictions = {}, {label: [] for label in networks}
@@ -434,7 +435,8 @@ def draw(records: list[dict[str, Any]], labels: Mapping[str, str], out: pathlib.
     grids(rows, predictions, out / "grids.png")
 
     # --- How far it reaches: kernels, folding, iterations
-    kinds = dict(zip(("as trained", "points anywhere", "and a larger grid"), far(run.config), strict=True))
+    sets = [f"{kind}, beyond" if f"{kind}, beyond" in first["tests"] else kind for kind in far(run.config)]
+    kinds = dict(zip(("as trained", "points farther apart", "and a larger grid"), sets, strict=True))
     names = {f"scnn{k}": str(k) for k in (1, 2, 4)} | {max_templates(labels): max_templates(labels)[4:], "cnn": "own (CNN)"}
     ways = {max_templates(labels): "SCNN", f"{max_templates(labels)}r": "SCNN, recurrence", "fold": "... folded", "loop1": "hard loop"}
 

@@ -188,11 +188,13 @@ def apart(image_NxHxWx2: np.ndarray) -> np.ndarray:
       >>> int(apart(images).min()), int(apart(images).max())
       (2, 9)
     """
-    sides = []
-    for across in (2, 1):
-        lines = image_NxHxWx2[..., 1].any(axis=across)  # which rows, or columns, hold a point
-        sides.append(lines.shape[1] - lines[:, ::-1].argmax(axis=1) - lines.argmax(axis=1))
-    return np.maximum(*sides)
+    point_NxHxW = np.asarray(image_NxHxWx2[..., 1] > 0)
+    return np.maximum(_extent(np.any(point_NxHxW, axis=2)), _extent(np.any(point_NxHxW, axis=1)))
+
+
+def _extent(marked_NxL: np.ndarray) -> np.ndarray:
+    """From the first to the last that is marked, both counted."""
+    return marked_NxL.shape[1] - np.argmax(marked_NxL[:, ::-1], axis=1) - np.argmax(marked_NxL, axis=1)
 
 
 def _points(shape: tuple[int, ...], cells_Bx2: np.ndarray) -> np.ndarray:
