@@ -6,8 +6,8 @@ Command   paramshare train experiments/shortest_paths.py --workdir runs/scnn
 Time      not run: 1.25 million grids of 32 x 32 through twenty layers of 32 channels would be about six hours a network on 2 CPU cores;
           shortest_paths_reduced.py is for those
 Result    of the reduced recipe, see results/shortest_paths.md
-Source    Savarese & Maire, ICLR 2019, section 4.3. Batch size, constant rate and no weight decay are ours, and so is what
-          paramshare.training.data.grids says of the problems
+Source    Savarese & Maire, ICLR 2019, section 4.3, as it has come to us second-hand, not checked against its text. Batch size, constant
+          rate and no weight decay are ours, and so is what paramshare.training.data.grids says of the problems
 """
 
 from paramshare.training.config import Config, Data, Model, Optimizer, Schedule
