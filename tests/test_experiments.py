@@ -215,6 +215,7 @@ config = Config(
 def test_what_cannot_be_compared_is_told_before_anything_is_trained(options, said, tmp_path, monkeypatch):
     (tmp_path / "config.py").write_text(PATHS)
     script, out = pathlib.Path(__file__).parents[1] / "experiments" / "shortest_paths_compare.py", tmp_path / "out"
+    monkeypatch.syspath_prepend(script.parent)  # as Python does for a script
     monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "config.py"), "--out", str(out), *options])
     with pytest.raises(ConfigError, match=said):
         runpy.run_path(str(script))["main"]()
@@ -226,6 +227,7 @@ def test_shortest_paths_are_compared(tmp_path, monkeypatch, capsys):
     """In small: what is measured of every arm, its tables and pictures; and that runs are not repeated."""
     (tmp_path / "config.py").write_text(PATHS)
     script, out = pathlib.Path(__file__).parents[1] / "experiments" / "shortest_paths_compare.py", tmp_path / "out"
+    monkeypatch.syspath_prepend(script.parent)  # as Python does for a script
     main = runpy.run_path(str(script))["main"]
     monkeypatch.setitem(main.__globals__, "MORE", (1.0, 2.0))
     arms = main.__globals__["arms"](3)

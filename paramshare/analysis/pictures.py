@@ -10,20 +10,25 @@ from paramshare.analysis.snapshots import THRESHOLDS, Snapshot, near_pairs, spre
 
 
 def learning_curves(
-    lines: Sequence[Mapping[str, Any]], file: str | pathlib.Path, *, title: str = "", test: Mapping[str, float] | None = None
+    lines: Sequence[Mapping[str, Any]],
+    file: str | pathlib.Path,
+    *,
+    score: str = "accuracy",
+    title: str = "",
+    test: Mapping[str, float] | None = None,
 ) -> None:
-    """Draws loss and score (accuracy, or the F1 of paths) by epoch as a PNG.
+    """Draws loss and score by epoch as a PNG.
 
     Args:
       lines: of `metrics.jsonl`; those of kind "epoch" are drawn.
       file: the PNG to write.
+      score: which measure of the lines.
       title: above the picture.
       test: test scores to mark, by their label.
     """
     figure, (left, right) = blank(1, 2, (10, 4))
     epochs = [line for line in lines if line["kind"] == "epoch"]
     marker = "o" if len(epochs) < 3 else None
-    score = "f1" if any("f1" in line for line in epochs) else "accuracy"
     for axes, name in ((left, "loss"), (right, score)):
         axes.plot(
             [line["epoch"] for line in epochs], [line[name] for line in epochs], color="C0", marker=marker, label="training (augmented)"

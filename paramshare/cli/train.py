@@ -133,7 +133,7 @@ def report(run: "Run", workdir: pathlib.Path, result: dict[str, Any]) -> None:
     if result["selected"]:
         marks["chosen by validation"] = result["selected"]["test"][score]
     pictures = [workdir / "learning_curves.png"]
-    learning_curves(record.epochs, pictures[0], title=record.title, test=marks)
+    learning_curves(record.epochs, pictures[0], score=score, title=record.title, test=marks)
     if record.now and record.layout:  # not of a network that shares nothing, or of which no two layers can be compared
         pictures += draw(workdir, record.now, record.snapshots, record.layout, THRESHOLDS, record.title)
     page = write_report(record, workdir)
