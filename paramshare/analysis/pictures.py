@@ -30,9 +30,7 @@ def learning_curves(
     epochs = [line for line in lines if line["kind"] == "epoch"]
     marker = "o" if len(epochs) < 3 else None
     for axes, name in ((left, "loss"), (right, score)):
-        axes.plot(
-            [line["epoch"] for line in epochs], [line[name] for line in epochs], color="C0", marker=marker, label="training (augmented)"
-        )
+        axes.plot([line["epoch"] for line in epochs], [line[name] for line in epochs], color="C0", marker=marker, label="training")
         held = [line for line in epochs if f"validation_{name}" in line]
         if held:
             values = [line[f"validation_{name}"] for line in held]
