@@ -12,14 +12,18 @@
 # ---
 
 # %% [markdown]
-# # Many layers on few parameters
+# # Sharing a few templates across many layers
 #
-# A network of seven convolutions learns to read digits. Six of them own no kernel: they mix two shared templates, each layer in
-# its own proportions. After training we look at those proportions and ask which layers have become the same.
+# A network with seven convolutions learns to read digits. Six of them own no kernel.
+# Each mixes two shared templates with its own coefficients. After training we compare the
+# coefficients to see which layers use the same kernel.
 #
-# Open this file as a notebook with `pip install ".[notebooks]"` and `jupyter lab`, or run it as a script. It takes about a minute.
+# Open this file in Jupyter (`pip install ".[train,notebooks]"`, then `jupyter lab`), or run it as
+# a script. It takes about a minute.
 
 # %%
+import os
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -43,7 +47,7 @@ plt.show()
 
 # %% [markdown]
 # ## A plain Flax model
-# It knows nothing of sharing.
+# The model knows nothing about sharing.
 
 
 # %%
@@ -59,7 +63,7 @@ class Net(nn.Module):
 
 # %% [markdown]
 # ## A plan, and the same model shared
-# The plan says which parameters come out of which bank. `share` resolves it against the model, before any array exists.
+# The plan says which parameters come out of which bank. `share` resolves it against the model.
 
 # %%
 plan = paramshare.Plan(paramshare.Rule(r"conv\d/kernel", paramshare.Soft(templates=2)))
@@ -67,16 +71,18 @@ shared = paramshare.share(Net(), plan, train_x[:1])
 print(shared.describe())
 
 # %% [markdown]
-# `shared` is an ordinary Flax module. What is trained lives in two collections: `banks`, and `params` with the mixing coefficients
-# beside the layers' private parameters.
+# `shared` is an ordinary Flax module. Its trainable parameters are in two collections: `banks`,
+# and `params`, which holds the mixing coefficients and the layers' private parameters.
 
 # %%
 variables = shared.init(jax.random.key(0), train_x[:1])
 print(paramshare.count(variables))
-jax.tree.map(jnp.shape, {"banks": variables["banks"], "coefficients": variables["params"]["coefficients"]})
+jax.tree.map(
+    jnp.shape, {"banks": variables["banks"], "coefficients": variables["params"]["coefficients"]}
+)
 
 # %% [markdown]
-# ## Train it, with nothing but optax
+# ## Train it with optax
 
 # %%
 trained = {name: variables[name] for name in ("banks", "params")}
@@ -88,7 +94,9 @@ state = optimizer.init(trained)
 @jax.jit
 def step(trained, statistics, state, x, y):
     def loss_fn(trained):
-        logits, new = shared.apply({**trained, "batch_stats": statistics}, x, train=True, mutable=["batch_stats"])
+        logits, new = shared.apply(
+            {**trained, "batch_stats": statistics}, x, train=True, mutable=["batch_stats"]
+        )
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), new["batch_stats"]
 
     (loss, statistics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(trained)
@@ -98,11 +106,13 @@ def step(trained, statistics, state, x, y):
 
 rng = np.random.default_rng(0)
 losses, similarities = [], [paramshare.similarity(shared, trained)["shared"]]
-for _ in range(12):
+for _ in range(1 if "NOTEBOOK_QUICK" in os.environ else 12):
     order = rng.permutation(len(train_x))
     for i in range(0, len(order) - 63, 64):
         batch = order[i : i + 64]
-        trained, statistics, state, loss = step(trained, statistics, state, train_x[batch], train_y[batch])
+        trained, statistics, state, loss = step(
+            trained, statistics, state, train_x[batch], train_y[batch]
+        )
         losses.append(float(loss))
     similarities.append(paramshare.similarity(shared, trained)["shared"])
 
@@ -112,23 +122,26 @@ print(f"test accuracy {accuracy:.1%} on {len(test_y)} digits")
 
 # %% [markdown]
 # ## Which layers have become alike?
-# An entry near 1: two layers use the same kernel, up to a scale. Where whole patterns repeat, the network has become recurrent.
-# Two templates leave six layers little room: before training, entries off the diagonal are 0.58 in the mean, by chance. So look at
-# what has changed, not at what is bright.
+# An entry near 1 means that two layers use the same kernel up to a scale. If a pattern of layers
+# repeats, the network has become recurrent. With two templates, off-diagonal entries average 0.58
+# by chance before training. So compare the two maps instead of looking for bright entries.
 
 # %%
 fig, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
 left.semilogy(losses)
 left.set(title="training loss", xlabel="step")
-for axis, matrix, title in ((middle, similarities[0], "similarity before"), (right, similarities[-1], "similarity after")):
-    shown = axis.imshow(matrix, vmin=0, vmax=1)
+for axis, matrix, title in (
+    (middle, similarities[0], "similarity before"),
+    (right, similarities[-1], "similarity after"),
+):
+    image = axis.imshow(matrix, vmin=0, vmax=1)
     axis.set(title=title, xlabel="layer", ylabel="layer")
-fig.colorbar(shown, ax=right)
+fig.colorbar(image, ax=right)
 plt.show()
 
 # %% [markdown]
 # ## Back to a dense network
-# `expand` writes the kernels out: variables for the plain model, with the same outputs.
+# `expand` computes all kernels. The plain model gives the same outputs with them.
 
 # %%
 dense = shared.expand({**trained, "batch_stats": statistics})
@@ -137,10 +150,10 @@ print(f"largest difference of outputs: {difference:.1e}")
 assert difference < 1e-4 * jnp.abs(logits).max()
 
 # %% [markdown]
-# ## The same, by name and by command
-# Wide residual networks with soft sharing go by `swrn-depth-width-templates`;
-# `paramshare train experiments/quickstart.py --workdir runs/quickstart`
-# trains one with augmentation, schedules, checkpoints and several devices.
+# ## The same by name, from the command line
+# `swrn-DEPTH-WIDTH-TEMPLATES` names a wide residual network with soft sharing. `paramshare train
+# experiments/recipes/quickstart.py --workdir runs/quickstart` trains one with augmentation, a
+# learning-rate schedule and checkpoints, on all devices.
 
 # %%
 print(paramshare.list_models("swrn-*"))

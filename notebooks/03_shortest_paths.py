@@ -12,12 +12,15 @@
 # ---
 
 # %% [markdown]
-# # Shortest paths: can a network learn an algorithm, and how far does it get?
-# A grid with obstacles and two points. Which cells lie on a shortest path between them? An algorithm answers by doing the same small step
-# again and again: spread from the points, cell by cell. A convolutional network with twenty different layers *can* do that; one whose
-# layers share their kernels is built for it. Savarese & Maire (ICLR 2019, arXiv:1902.09701) report that sharing makes such
-# networks learn faster, and extrapolate better to problems unlike those that they were trained on. Here is their experiment at half the
-# size, with one seed of four networks, in ten minutes on two cores. (Five seeds, with intervals: `experiments/results/shortest_paths.md`.)
+# # Shortest paths: can a network learn an algorithm?
+# Take a grid with obstacles and two points. Which cells lie on a shortest path between the points?
+# An algorithm answers by repeating one small step: spread from the points, cell by cell. A
+# convolutional network with twenty different layers *can* do that. A network whose layers share
+# their kernels is built for it. Savarese & Maire (ICLR 2019, arXiv:1902.09701) report that sharing
+# makes such networks learn faster and extrapolate better to unseen kinds of problems.
+#
+# This notebook repeats their experiment at half the size, with one seed of four networks, in ten
+# minutes on two cores. `experiments/results/shortest_paths.md` has five seeds and intervals.
 
 # %%
 import dataclasses
@@ -30,24 +33,25 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import paramshare
-from paramshare.analysis.batch_statistics import reestimate
-from paramshare.analysis.deepening import deepen
-from paramshare.analysis.path_pictures import painted
-from paramshare.training.config import Config, Data, Model, Optimizer, Penalty, Schedule
-from paramshare.training.data import Curriculum, normalise
-from paramshare.training.data.grids import Grids, apart
-from paramshare.training.derive import trained, training_images
+from paramshare.data import Curriculum, Grids
+from paramshare.data.grid_problems import GridProblems, smallest_window
+from paramshare.report.path_pictures import painted
+from paramshare.training.config import Config, Model, Optimizer, Penalty, Schedule
+from paramshare.training.derive import load_run, training_inputs
 from paramshare.training.evaluation import make_evaluate
 from paramshare.training.loop import train
 from paramshare.training.metrics import read_metrics
+from paramshare.transform.batch_statistics import reestimate
+from paramshare.transform.deepening import deepen
 
 # %% [markdown]
 # ## The problem
-# Problems are a pure function of a seed and a number. White cells are free, dark ones obstacles, the two points are blue; green is the
-# answer: *all* cells on *any* shortest path, one step being up, down, left or right.
+# Each problem is a pure function of a seed and an index. White cells are free, dark cells are
+# obstacles, and the two points are blue. Green is the answer: *all* cells on *any* shortest path,
+# where a step goes up, down, left or right.
 
 # %%
-images, targets = Grids(16, 16, window=11, density=0.2).draw(seed=0, indices=range(5))
+images, targets = GridProblems(16, 16, window=11, density=0.2).draw(seed=0, indices=range(5))
 fig, axes = plt.subplots(1, 5, figsize=(13, 2.8), layout="constrained")
 for axis, image, target in zip(axes, images, targets, strict=True):
     axis.imshow(painted(image, target, target))
@@ -56,24 +60,32 @@ plt.show()
 
 # %% [markdown]
 # ## Four networks, one curriculum
-# Ten 3x3 convolutions of 16 channels, each with batch norm, ReLU and a skip over it. They differ in where the ten kernels come from:
+# Each network has ten 3x3 convolutions of 16 channels, each with batch norm, ReLU and a skip
+# connection. They differ in where the ten kernels come from:
 #
-# * **CNN**: from nowhere else, ten kernels.
-# * **SCNN**: each mixed from a bank of ten templates. As many numbers, and 100 coefficients.
-# * **SCNN, recurrence**: the same, with a penalty on layers that are not alike.
+# * **CNN**: ten independent kernels.
+# * **SCNN**: each kernel is mixed from a bank of ten templates: as many weights, and 100
+#   coefficients.
+# * **SCNN, recurrence**: the same, with a penalty on layers that are not similar.
 # * **hard loop**: one kernel, used ten times.
 #
-# First the points lie within 3 x 3 cells of each other, then 5, 7, 9, 11: five phases. Data on both sides is fixed, so a run that has
-# finished is read, not trained again.
+# The curriculum has five phases: the points lie within a square of 3, 5, 7, 9 and 11 cells. If you
+# run the notebook again, finished runs are read instead of trained.
 
 # %%
-quick = "SHORTEST_PATHS_QUICK" in os.environ  # only to see that it runs
+quick = "NOTEBOOK_QUICK" in os.environ  # for the tests
 depth, width, examples, tests, epochs = (3, 4, 32, 20, 5) if quick else (10, 16, 1000, 500, 60)
 config = Config(
-    data=Data(
-        "grids",
+    data=Grids(
         validation=0.2,
-        curriculum=Curriculum(16, windows=(3, 5, 7, 9, 11), examples=examples, tests=tests, far_windows=(16,), far_sizes=(32,)),
+        curriculum=Curriculum(
+            16,
+            windows=(3, 5, 7, 9, 11),
+            examples=examples,
+            tests=tests,
+            far_windows=(16,),
+            far_sizes=(32,),
+        ),
     ),
     optimizer=Optimizer("adam", learning_rate=0.01, weight_decay=0.0),
     schedule=Schedule("constant"),
@@ -87,23 +99,30 @@ networks = {
     "SCNN, recurrence": (f"spathnet-{depth}-{width}-{depth}", 0.01),
     "hard loop": (f"pathnet-{depth}-{width}-loop-1", 0.0),
 }
-found = {}
+runs = {}
 for label, (name, recurrence) in networks.items():
     workdir = pathlib.Path("runs") / f"03-{examples}" / label.replace(", ", "-").replace(" ", "-")
-    result = train(dataclasses.replace(config, model=Model(name), penalty=Penalty(recurrence=recurrence)), workdir)
-    run, variables, _ = trained(workdir)
+    result = train(
+        dataclasses.replace(config, model=Model(name), penalty=Penalty(recurrence=recurrence)),
+        workdir,
+    )
+    run, variables, _ = load_run(workdir)
     lines = [line for line in read_metrics(workdir / "metrics.jsonl") if line["kind"] == "epoch"]
-    found[label] = (run, variables, lines, result)
-    print(f"{label}: {result['counts']['trainable']:,} trainable numbers, {result['seconds']:.0f} s")
+    runs[label] = (run, variables, lines, result)
+    count = result.counts["trainable"]
+    print(f"{label}: {count:,} trainable parameters, {result.seconds:.0f} s")
 
 # %% [markdown]
 # ## Who adapts faster?
-# F1 over cells, on validation problems of the current phase. A dotted line is a change of phase: points move farther apart.
+# F1 over cells, on validation problems of the current phase. Dotted lines mark the changes of
+# phase, where the points move farther apart.
 
 # %%
 fig, axis = plt.subplots(figsize=(10, 4), layout="constrained")
-for label, (_, _, lines, _) in found.items():
-    axis.plot([line["epoch"] for line in lines], [line["validation_f1"] for line in lines], label=label)
+for label, (_, _, lines, _) in runs.items():
+    axis.plot(
+        [line["epoch"] for line in lines], [line["validation_f1"] for line in lines], label=label
+    )
 for line, following in itertools.pairwise(lines):
     if line["phase"] != following["phase"]:
         axis.axvline(line["epoch"] + 0.5, color="0.6", linestyle=":")
@@ -114,77 +133,87 @@ plt.show()
 
 # %% [markdown]
 # ## And who gets farther?
-# Test sets beyond the curriculum: points anywhere on the grid; a grid of four times the area, with points as far apart as trained on, and
-# anywhere; more obstacles.
+# These test sets lie beyond the curriculum: points anywhere on the grid; a grid of four times the
+# area, with points as near as in training and with points anywhere; and more obstacles.
 
 # %%
-kinds = list(found["CNN"][3]["last"]["others"])
-print(f"{'F1':<18}" + "".join(f"{kind:>20}" for kind in kinds[4:]))
-for label, (*_, result) in found.items():
-    print(f"{label:<18}" + "".join(f"{result['last']['others'][kind]['f1']:>20.3f}" for kind in kinds[4:]))
+kinds = list(runs["CNN"][3].others)[4:]
+print(f"{'F1':<18}" + "".join(f"{kind:>20}" for kind in kinds))
+for label, (*_, result) in runs.items():
+    scores = (result.others[kind].measures["f1"] for kind in kinds)
+    print(f"{label:<18}" + "".join(f"{score:>20.3f}" for score in scores))
 
 # %% [markdown]
-# Problems of these sets, with points farther apart than trained on (but for the first), and with as many cells on a path as is usual among
-# those. Green was found, yellow missed, red is no path.
+# One problem of each set, with the median number of path cells. In all rows but the first, the
+# points lie farther apart than in training. Green cells are found, yellow ones missed, and red
+# ones are not on a path.
 
 # %%
 rows = ["window 11", "window 16", "size 32, window 32"]
-fig, axes = plt.subplots(len(rows), 1 + len(found), figsize=(13, 8), layout="constrained")
+fig, axes = plt.subplots(len(rows), 1 + len(runs), figsize=(13, 8), layout="constrained")
 for line, kind in zip(axes, rows, strict=True):
-    source = found["CNN"][0].data.others[kind]
-    some = np.flatnonzero((apart(source.image) > 11) | (kind == rows[0]))
+    data = runs["CNN"][0].data
+    source = data.others[kind]
+    some = np.flatnonzero((smallest_window(source.input) > 11) | (kind == rows[0]))
     middle = some[np.argsort(source.label[some].sum(axis=(1, 2)), kind="stable")[len(some) // 2]]
-    image, target = source.image[middle], source.label[middle]
-    shown = {"shortest paths": target}
-    for label, (run, variables, *_) in found.items():
-        shown[label] = run.model.apply(variables, normalise(jnp.asarray(image[None]), run.data.mean, run.data.std))[0] > 0
-    for axis, (label, cells) in zip(line, shown.items(), strict=True):
+    image, target = source.input[middle], source.label[middle]
+    panels = {"shortest paths": target}
+    for label, (run, variables, *_) in runs.items():
+        panels[label] = run.model.apply(variables, data.normalise(jnp.asarray(image[None])))[0] > 0
+    for axis, (label, cells) in zip(line, panels.items(), strict=True):
         axis.imshow(painted(image, target, cells))
         axis.set(title=label if kind == rows[0] else "", xticks=[], yticks=[])
     line[0].set_ylabel(kind)
 plt.show()
 
 # %% [markdown]
-# ## Fold the network that was encouraged
-# Where layers have become alike, they are one layer: `fold` ties them, with a signed scale each.
+# ## Fold the network trained with the penalty
+# Layers that have become alike are one layer. `fold` ties them; each keeps a signed scale.
 
 # %%
-run, variables, *_ = found["SCNN, recurrence"]
+run, variables, _, result = runs["SCNN, recurrence"]
 folded = paramshare.fold(run.model, variables, threshold=0.9)
 print(folded)
-again = make_evaluate(dataclasses.replace(run, model=folded.shared))
+evaluate = make_evaluate(dataclasses.replace(run, model=folded.shared))
 for kind in rows:
-    before = found["SCNN, recurrence"][3]["last"]["others"][kind]["f1"]
-    print(f"{kind:<20} F1 {before:.3f} before, {again(folded.variables, run.data.others[kind])['f1']:.3f} folded")
+    before = result.others[kind].measures["f1"]
+    after = evaluate(folded.variables, run.data.others[kind]).measures["f1"]
+    print(f"{kind:<20} F1 {before:.3f} before, {after:.3f} folded")
 
 # %% [markdown]
 # ## Run the loop for longer
-# A loop can run for more iterations than it was trained for. Farther points want more steps: does it help? Each iteration has batch norms
-# of its own, so something has to be decided: here the middle one is repeated, 1 2 3 3 3 4 5, and the batch statistics, which were those
-# of other activations, are gathered anew from training problems. Nothing is trained.
+# A loop can run for more iterations than in training. Points that are farther apart need more
+# steps, so does this help? Each iteration has its own batch norms. Here the middle one is
+# repeated, 1 2 3 3 3 4 5, and batch statistics are re-estimated on training problems. Nothing is
+# trained.
+
 
 # %%
-run, variables, *_ = found["hard loop"]
+def f1_of_deeper(label, layers):
+    run, variables, *_ = runs[label]
+    deeper, deeper_variables = deepen(run.model, variables, layers, how="middle")
+    if layers > depth:
+        deeper_variables = reestimate(deeper, deeper_variables, training_inputs(run, 16))
+    evaluate = make_evaluate(dataclasses.replace(run, model=deeper))
+    return [evaluate(deeper_variables, run.data.others[kind]).measures["f1"] for kind in rows]
+
+
 print(f"{'F1 after':<22}" + "".join(f"{kind:>22}" for kind in rows))
 for iterations in (depth, depth + 2, depth + 5):
-    deeper, its = deepen(run.model, variables, iterations, how="middle")
-    if iterations > depth:
-        its = reestimate(deeper, its, training_images(run, 16))
-    evaluate = make_evaluate(dataclasses.replace(run, model=deeper))
-    print(f"{iterations:>2} iterations         " + "".join(f"{evaluate(its, run.data.others[kind])['f1']:>22.3f}" for kind in rows))
+    scores = f1_of_deeper("hard loop", iterations)
+    print(f"{f'{iterations} iterations':<22}" + "".join(f"{score:>22.3f}" for score in scores))
 
 # %% [markdown]
-# And the CNN, whose layers are no loop, with its middle layer repeated in the same way?
+# The CNN's layers are not a loop. What happens if its middle layer is repeated in the same way?
 
 # %%
-run, variables, *_ = found["CNN"]
-deeper, its = deepen(run.model, variables, depth + 2, how="middle")
-its = reestimate(deeper, its, training_images(run, 16))
-evaluate = make_evaluate(dataclasses.replace(run, model=deeper))
-print(f"CNN, {depth + 2} layers        " + "".join(f"{evaluate(its, run.data.others[kind])['f1']:>22.3f}" for kind in rows))
+scores = f1_of_deeper("CNN", depth + 2)
+print(f"{f'CNN, {depth + 2} layers':<22}" + "".join(f"{score:>22.3f}" for score in scores))
 
 # %% [markdown]
-# One seed shows how it is done, and little more. With five seeds, intervals and the other schemes:
+# One seed shows how this works, but not much more. With five seeds, intervals and the other
+# schemes:
 # ```
-# python experiments/shortest_paths_compare.py experiments/shortest_paths_reduced.py --out runs/paths --processes 2
+# python experiments/studies/shortest_paths_compare.py \
+#     experiments/recipes/shortest_paths_reduced.py --out runs/paths --processes 2
 # ```

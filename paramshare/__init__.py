@@ -1,19 +1,22 @@
 """Cross-layer parameter sharing for JAX and Flax."""
 
-from paramshare.analysis.batch_statistics import StatisticsError, reestimate
-from paramshare.analysis.conversion import ConversionError, bake, convert
-from paramshare.analysis.factorise import factorise
-from paramshare.analysis.folding import FoldError, fold
-from paramshare.analysis.loop_plan import LoopError
-from paramshare.analysis.looping import loop, unloop
-from paramshare.analysis.similarity import similarity
+from paramshare.errors import ParamshareError
 from paramshare.layout import Layout, PlanError
+from paramshare.measure.similarity import similarity
 from paramshare.models import ModelError
 from paramshare.penalties import PenaltyError, orthogonality, recurrence
 from paramshare.plan import Plan, Rule
 from paramshare.schemes import FilterBasis, Repeat, Ring, SchemeError, Site, Soft, Tied
 from paramshare.shared import Shared, count, decay_mask, share
+from paramshare.transform.batch_statistics import StatisticsError, reestimate
+from paramshare.transform.conversion import ConversionError, bake, convert
+from paramshare.transform.factorise import factorise
+from paramshare.transform.folding import FoldError, fold
+from paramshare.transform.loop_plan import LoopError
+from paramshare.transform.looping import loop, unloop
 from paramshare.zoo import create_model, list_models
+
+__version__ = "0.1.0"
 
 __all__ = [
     "ConversionError",
@@ -22,6 +25,7 @@ __all__ = [
     "Layout",
     "LoopError",
     "ModelError",
+    "ParamshareError",
     "PenaltyError",
     "Plan",
     "PlanError",
@@ -34,6 +38,7 @@ __all__ = [
     "Soft",
     "StatisticsError",
     "Tied",
+    "__version__",
     "bake",
     "convert",
     "count",

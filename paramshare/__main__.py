@@ -1,4 +1,4 @@
-"""`python -m paramshare` is the `paramshare` command."""
+"""Runs the `paramshare` command: `python -m paramshare`."""
 
 import sys
 

@@ -1,40 +1,50 @@
-"""A resolved plan: which sites of a model draw on which bank through which scheme. Hashable, and fixed before any array exists."""
+"""A resolved plan: which sites of a model draw on which bank through which scheme.
+
+Layouts are hashable, and exist before any array does.
+"""
 
 import collections
 import dataclasses
-import functools
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from paramshare.schemes import Bank, Coefficients, Scheme, SchemeError, Site
+from paramshare.errors import ParamshareError
+from paramshare.schemes import Scheme, SchemeError, Site, Weights
+
+COLLECTIONS = ("coefficients", "own")  # of `params`, beside "model"
 
 
-class PlanError(ValueError):
-    """A plan does not fit the model, or variables do not fit the plan."""
+class PlanError(ParamshareError):
+    """A plan that does not fit the model, or variables that do not fit the plan."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SharedBank:
-    """One bank: its name, its scheme, and the sites that draw on it in layer order."""
+    """One bank: a name, a scheme, and the sites that draw on the bank, in layer order."""
 
     name: str
     scheme: Scheme
     sites: tuple[Site, ...]
 
-    @functools.cached_property
-    def trainable(self) -> tuple[int, int]:
-        """How many numbers are trained: (in the bank, in the coefficients). Computed without touching a device."""
-        bank, coefficients = jax.eval_shape(lambda: self.scheme.init(jax.random.key(0), self.sites))
-        return sum(leaf.size for leaf in jax.tree.leaves(bank)), sum(leaf.size for leaf in jax.tree.leaves(coefficients))
+    @property
+    def trainable(self) -> tuple[int, int, int]:
+        """The numbers of trainable parameters: of the bank, of coefficients, of own weights.
+
+        Computed without touching a device.
+        """
+        bank, coefficients, own = map(count_leaves, self.scheme.shapes(self.sites))
+        return bank, coefficients, own
 
     @property
     def dense(self) -> int:
-        """How many numbers the sites' weights have."""
+        """The number of parameters of the sites without sharing."""
         return sum(site.size for site in self.sites)
 
 
@@ -42,11 +52,12 @@ class SharedBank:
 class Layout:
     """All banks of a model.
 
-    Behaves as a mapping from bank names to `SharedBank`s: `layout["stage1"].sites`, `for name in layout`.
+    Behaves as a mapping from bank names to `SharedBank`s: `layout["stage1"].sites`,
+    `for name in layout`.
 
     Attributes:
       banks: the banks, in the order of the plan's rules, then of their first site.
-      plain: how many numbers the unshared model trains.
+      plain: the number of trainable parameters of the unshared model.
     """
 
     banks: tuple[SharedBank, ...]
@@ -66,102 +77,130 @@ class Layout:
 
     @property
     def private(self) -> int:
-        """How many of the model's own numbers stay outside the banks."""
+        """The number of the model's parameters outside all banks."""
         return self.plain - sum(bank.dense for bank in self.banks)
 
     @property
     def trainable(self) -> int:
-        """Banks, coefficients and private parameters together."""
+        """The number of trainable parameters: banks, coefficients, own weights and private ones."""
         return self.private + sum(sum(bank.trainable) for bank in self.banks)
 
-    def init(self, key: jax.Array) -> tuple[dict[str, Bank], dict[str, Coefficients]]:
-        """Draws every bank and its coefficients. A bank's key depends on `key` and its name alone."""
-        drawn = {b.name: b.scheme.init(jax.random.fold_in(key, zlib.crc32(b.name.encode())), b.sites) for b in self.banks}
-        coefficients = {name: own for name, (_, own) in drawn.items() if jax.tree.leaves(own)}  # a scheme may have none
-        return {name: bank for name, (bank, _) in drawn.items()}, coefficients
+    def init(self, key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Draws every bank. A bank's key depends only on `key` and its name.
 
-    def expand(self, banks: Mapping[str, Bank], coefficients: Mapping[str, Coefficients]) -> dict[str, jax.Array]:
-        """The weights made of the banks: path -> array, stacked where the model's parameter is stacked.
+        Returns:
+          `(banks, params)`: `{BANK: ...}`, and the collections "coefficients" and "own",
+          `{BANK: {SITE: ...}}`, without empty ones.
 
         Raises:
-          PlanError: if a bank of this layout is missing, or has not the shapes of its scheme.
+          PlanError: if sites lack the statistics that their scheme starts from.
         """
-        weights: dict[str, dict[int | None, jax.Array]] = collections.defaultdict(dict)
-        axes = {}
+        weights = {}
         for bank in self.banks:
-            if bank.name not in banks or (bank.name not in coefficients and bank.trainable[1]):
-                where = "banks" if bank.name not in banks else "params/coefficients"
-                found = sorted(banks if where == "banks" else coefficients)
-                raise PlanError(
-                    f"no entry for bank {bank.name!r} in {where!r}, only {found}; pass the variables of a model shared by this same plan"
-                )
             try:
-                made = bank.scheme.expand(banks[bank.name], coefficients.get(bank.name, {}), bank.sites)
+                weights[bank.name] = bank.scheme.init(
+                    jax.random.fold_in(key, zlib.crc32(bank.name.encode())), bank.sites
+                )
             except SchemeError as error:
                 raise PlanError(f"bank {bank.name!r}: {error}") from error
-            for site, weight in zip(bank.sites, made, strict=True):
-                weights[site.path][site.index] = weight
+        return variables_of(weights)
+
+    def weights(self, variables: Mapping[str, Any]) -> dict[str, Weights]:
+        """The arrays of every bank: `{BANK: Weights}`.
+
+        Args:
+          variables: `{"banks": ..., "params": {"coefficients": ..., "own": ...}}`; everything else
+            is ignored.
+
+        Raises:
+          PlanError: if a bank is missing, or does not have the shapes of its scheme.
+        """
+        params = variables.get("params", {})
+        places = {"banks": variables.get("banks", {})}
+        places |= {f"params/{name}": params.get(name, {}) for name in COLLECTIONS}
+        weights = {}
+        for bank in self.banks:
+            for (place, entries), size in zip(places.items(), bank.trainable, strict=True):
+                if size and bank.name not in entries:
+                    raise PlanError(
+                        f"no entry for bank {bank.name!r} in {place!r}, only {sorted(entries)}; "
+                        "pass the variables of a model shared by this same plan"
+                    )
+            arrays = Weights(*(e.get(bank.name, {}) for e in places.values()))
+            try:
+                bank.scheme.check_weights(arrays, bank.sites)
+            except SchemeError as error:
+                raise PlanError(f"bank {bank.name!r}: {error}") from error
+            weights[bank.name] = arrays
+        return weights
+
+    def expand(self, variables: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """The weights made from the banks: path -> array, stacked where the parameter is stacked.
+
+        Args:
+          variables: as for `weights`.
+
+        Raises:
+          PlanError: if a bank is missing, or does not have the shapes of its scheme.
+        """
+        parts: dict[str, dict[int | None, jax.Array]] = collections.defaultdict(dict)
+        axes, weights = {}, self.weights(variables)
+        for bank in self.banks:
+            try:
+                kernels = bank.scheme.expand(weights[bank.name], bank.sites)
+            except SchemeError as error:
+                raise PlanError(f"bank {bank.name!r}: {error}") from error
+            for site, kernel in zip(bank.sites, kernels, strict=True):
+                parts[site.path][site.index] = kernel
                 axes[site.path] = site.stack_axis
         return {
-            path: parts[None] if None in parts else jnp.stack([parts[i] for i in range(len(parts))], axis=axes[path])
-            for path, parts in weights.items()
+            path: layers[None]
+            if None in layers
+            else jnp.stack([layers[i] for i in range(len(layers))], axis=axes[path])
+            for path, layers in parts.items()
         }
 
-    def fill(self, params: Mapping[str, Any], weights: Mapping[str, jax.Array]) -> dict[str, Any]:
-        """The plain model's `params`: private parameters with the sites' weights put in their places."""
-        filled = _copy(params)
-        for path, weight in weights.items():
-            *scopes, name = path.split("/")
-            node = filled
-            for scope in scopes:
-                node = node.setdefault(scope, {})
-            node[name] = weight
-        return filled
+    def fill(self, params: Mapping[str, Any], kernels: Mapping[str, jax.Array]) -> dict[str, Any]:
+        """The plain model's `params`: private parameters, with the kernels of the sites added."""
+        return unflatten_dict({**flatten_dict(params, sep="/"), **kernels}, sep="/")
 
     def strip(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The inverse of `fill`: `params` without the sites, and without the scopes that this leaves empty."""
+        """The inverse of `fill`: `params` without the sites, and without scopes left empty."""
         paths = {site.path for bank in self.banks for site in bank.sites}
-
-        def walk(node: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-            kept = {}
-            for name, value in node.items():
-                path = prefix + name
-                if path in paths:
-                    continue
-                if isinstance(value, Mapping):
-                    value = walk(value, path + "/")
-                    if not value:
-                        continue
-                kept[name] = value
-            return kept
-
-        return walk(params, "")
+        flat = flatten_dict(params, sep="/")
+        return unflatten_dict({p: leaf for p, leaf in flat.items() if p not in paths}, sep="/")
 
     def read(self, params: Mapping[str, Any]) -> dict[str, tuple[jax.Array, ...]]:
-        """The sites' weights as they stand in a plain model's `params`: for every bank, in the order of its sites.
+        """The kernels of the sites in a plain model's `params`: `{BANK: kernels}`.
 
         Raises:
-          PlanError: if a site is not there, or has another shape.
+          PlanError: if a site is missing, or has another shape.
         """
+        flat: dict[str, Any] = flatten_dict(nn.meta.unbox(params), sep="/")
 
-        def weight(site: Site) -> jax.Array:
-            node: Any = params
-            for name in site.path.split("/"):
-                if not isinstance(node, Mapping) or name not in node:
-                    raise PlanError(f"no parameter {site.path!r} among the variables; pass those of the plain model that the plan is for")
-                node = node[name]
-            found = node if site.index is None else jnp.take(node, site.index, axis=site.stack_axis)
-            if jnp.shape(found) != site.shape:
-                raise PlanError(f"parameter {site} is of shape {jnp.shape(found)}, the plan's model wants {site.shape}")
-            return found
+        def kernel(site: Site) -> jax.Array:
+            if site.path not in flat:
+                raise PlanError(
+                    f"the variables have no parameter {site.path!r}; pass those of the plain model "
+                    "that the plan is for"
+                )
+            value = flat[site.path]
+            if site.index is not None:
+                value = jnp.take(value, site.index, axis=site.stack_axis)
+            if jnp.shape(value) != site.shape:
+                raise PlanError(
+                    f"parameter {site} must have shape {site.shape}, got {jnp.shape(value)}; pass "
+                    "the variables of the plain model that the plan is for"
+                )
+            return value
 
-        return {bank.name: tuple(weight(site) for site in bank.sites) for bank in self.banks}
+        return {bank.name: tuple(kernel(site) for site in bank.sites) for bank in self.banks}
 
     def with_schemes(self, schemes: Mapping[str, Scheme]) -> "Layout":
-        """The same banks and sites, some of them with another scheme.
+        """The same banks and sites, with other schemes for some banks, by name.
 
         Raises:
-          PlanError: if there is no bank of a name, or its sites do not fit the scheme.
+          PlanError: if a bank does not exist, or its sites do not fit the scheme.
         """
         for name, scheme in schemes.items():
             if name not in list(self):
@@ -170,42 +209,56 @@ class Layout:
                 scheme.check(self[name].sites)
             except SchemeError as error:
                 raise PlanError(f"bank {name!r}: {error}") from error
-        return dataclasses.replace(
-            self, banks=tuple(SharedBank(bank.name, schemes.get(bank.name, bank.scheme), bank.sites) for bank in self.banks)
-        )
+        banks = [SharedBank(b.name, schemes.get(b.name, b.scheme), b.sites) for b in self.banks]
+        return dataclasses.replace(self, banks=tuple(banks))
 
     def describe(self) -> str:
-        """A table: who shares what, and what it saves."""
+        """A table of the banks: scheme, sites, shapes, trainable and saved parameters."""
         rows = [("bank", "scheme", "sites", "shape", "trainable", "saved")]
         for bank in self.banks:
             shapes = {site.shape for site in bank.sites}
-            shape = "x".join(map(str, bank.sites[0].shape)) if len(shapes) == 1 else f"{len(shapes)} shapes"
+            shape = "x".join(map(str, bank.sites[0].shape))
+            shape = shape if len(shapes) == 1 else f"{len(shapes)} shapes"
             trained = sum(bank.trainable)
-            rows.append((bank.name, str(bank.scheme), str(len(bank.sites)), shape, f"{trained:,}", f"{bank.dense - trained:,}"))
+            saved = f"{bank.dense - trained:,}"
+            sites = str(len(bank.sites))
+            rows.append((bank.name, str(bank.scheme), sites, shape, f"{trained:,}", saved))
         rows.append(("(private)", "", "", "", f"{self.private:,}", ""))
-        rows.append(
-            ("total", "", str(sum(len(b.sites) for b in self.banks)), "", f"{self.trainable:,}", f"{self.plain - self.trainable:,}")
-        )
+        sites, saved = sum(len(b.sites) for b in self.banks), self.plain - self.trainable
+        rows.append(("total", "", str(sites), "", f"{self.trainable:,}", f"{saved:,}"))
         lines = table(rows, right={2, 4, 5})
         for bank in self.banks:
             lines += ["", f"{bank.name}:", *(f"  {site}" for site in bank.sites)]
         return "\n".join(lines)
 
 
+def variables_of(weights: Mapping[str, Weights]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The inverse of `Layout.weights`: `(banks, params)`, as `Layout.init` returns them."""
+    banks = {name: bank for name, (bank, *_) in weights.items()}
+    params = {
+        collection: {
+            name: getattr(arrays, collection)
+            for name, arrays in weights.items()
+            if jax.tree.leaves(getattr(arrays, collection))
+        }
+        for collection in COLLECTIONS
+    }
+    return banks, {collection: entries for collection, entries in params.items() if entries}
+
+
 def table(rows: list[tuple[str, ...]], right: Set[int] = frozenset()) -> list[str]:
-    """Lines of a text table, the first row its head, columns in `right` aligned to the right."""
+    """Lines of a text table. The first row is the head; columns in `right` are right-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
-        "  ".join(cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()
+        "  ".join(
+            cell.rjust(w) if i in right else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
         for row in rows
     ]
     return [lines[0], "  ".join("-" * w for w in widths), *lines[1:]]
 
 
-def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _copy(value) if isinstance(value, Mapping) else value for name, value in tree.items()}
-
-
 def count_leaves(tree: Any) -> int:
-    """How many numbers a pytree of arrays holds."""
+    """The number of entries of a pytree of arrays."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

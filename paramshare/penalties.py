@@ -1,168 +1,160 @@
 """Penalties: pure functions of a shared model's variables, to be added to the loss."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from paramshare.schemes.interface import UNIQUE
-from paramshare.schemes.soft import cosines
+from paramshare.errors import ParamshareError
+from paramshare.schemes import Filters, cosines
+from paramshare.shared import Shared
 
 
-class PenaltyError(ValueError):
-    """A penalty was asked of banks that are not there, or that it does not apply to."""
+class PenaltyError(ParamshareError):
+    """A penalty on banks that do not exist, or to which it does not apply."""
 
 
-def orthogonality(variables: Mapping[str, Any], *pools: str, unique: bool = False) -> jax.Array:
-    r"""How far shared filters are from orthonormal, as one mean over the banks of a pool.
+def orthogonality(
+    shared: Shared, variables: Mapping[str, Any], *pools: str, unique: bool = False
+) -> jax.Array:
+    r"""Distance of shared filters from orthonormal ones, as one mean over the banks of a pool.
 
     .. math:: \sum_g \|B_g B_g^T - I\|_F^2 / \sum_g n_g^2
 
-    The n_g rows of B_g are the flattened filters of bank g, not normalised: of a `FilterBasis` the shared ones, of all its bases, stacked
-    ("double"); of `Tied` those of all its kernels. Several pools give a mean each; these are added (the paper's "++" networks). The paper
-    weighs the penalty by 10.
+    The n_g rows of B_g are the flattened filters of bank g, not normalised: for `FilterBasis` the
+    shared ones of all bases, stacked ("double"), for `Tied` those of all kernels. Each pool gives
+    one mean; the means are added (the paper's "++" networks). The paper's weight is 10.
 
-    Where filters outnumber their own numbers they cannot be orthonormal, and the penalty has a floor above zero.
+    Filters that outnumber their entries cannot be orthonormal: the penalty then has a positive
+    minimum.
 
-    With `unique=True` (the reference's recipe for CIFAR-10) the rows are, for each bank, the shared filters and then the unique ones of
-    every layer; the squares of (shared rows x all columns), and of every layer's own (unique x unique) block, are summed, and counted
-    in the mean.
+    With `unique=True` (the reference's recipe for CIFAR-10) a bank's rows are the shared filters,
+    followed by the unique ones of every layer. The mean is over the squares of (shared rows x all
+    columns) and of each layer's (unique x unique) block.
 
     Args:
-      variables: `{"banks": ..., "params": ...}` of a `Shared`; other collections, and `Shared`s nested deeper, are not looked at.
-      *pools: regular expressions that match whole bank names; none is one pool of all banks of filters.
-      unique: whether unique filters are taken in.
+      shared: the shared model.
+      variables: its variables. `Shared`s nested deeper are ignored.
+      *pools: regular expressions that match whole bank names; by default one pool of all banks with
+        filters.
+      unique: whether to include unique filters.
 
     Returns:
       A scalar.
 
     Raises:
       PenaltyError: if a pool matches no bank, or a bank without filters.
+      PlanError: if the variables do not fit the model.
 
     Example:
-      >>> import jax.numpy as jnp, paramshare
-      >>> banks = {"stage1": {"kernels": jnp.eye(4, 6)[None]}, "stage2": {"kernels": 2 * jnp.eye(3)[None]}}
-      >>> float(paramshare.orthogonality({"banks": banks}))  # (2 + 27) / (36 + 9): a floor of 2; three squares of 4 - 1
-      0.6444...
+      >>> import flax.linen as nn, jax, jax.numpy as jnp, paramshare
+      >>> model, x = nn.Sequential([nn.Dense(8), nn.Dense(8)]), jnp.ones((1, 8))
+      >>> tied = paramshare.Tied(orthonormal=True, initial="paper")
+      >>> shared = paramshare.share(model, paramshare.Plan(paramshare.Rule(".*kernel", tied)), x)
+      >>> variables = shared.init(jax.random.key(0), x)
+      >>> round(float(paramshare.orthogonality(shared, variables)), 6)
+      0.0
 
     References:
       Kang & Kim, NeurIPS 2021, arXiv:2006.05066
     """
-    banks = variables.get("banks", {})
-    names = [_members(pool, banks) for pool in pools] or [[name for name in banks if _rows(banks[name]) is not None]]
-    if not pools and not names[0]:
-        raise PenaltyError(
-            f"orthogonality is asked of variables without banks of filters (FilterBasis, Tied); its banks are {sorted(banks)}"
-        )
-    if unique and "params" not in variables:
-        raise PenaltyError("orthogonality(unique=True) needs variables['params'] too, where unique filters are; pass both collections")
-    own = variables.get("params", {}).get("coefficients", {})
-    total = 0.0
-    for pool in names:
-        squares, count = 0.0, 0
-        for name in pool:
-            for gram, diagonal in _products(_rows(banks[name]), _unique(own.get(name)) if unique else None):
-                squares += jnp.sum((gram - jnp.eye(*gram.shape, dtype=gram.dtype) if diagonal else gram) ** 2)
-                count += gram.size
-        total += squares / count
-    return jnp.asarray(total)
+    filters = _of_banks(shared, variables, lambda scheme: scheme.filters)
+    groups = [_match("orthogonality", "shared filters", pool, filters) for pool in pools] or [
+        _all("orthogonality", "shared filters (FilterBasis, Tied)", filters)
+    ]
+    means = []
+    for names in groups:
+        squares, count = [], 0
+        for gram, diagonal in (block for name in names for block in _grams(filters[name], unique)):
+            error = gram - jnp.eye(*gram.shape, dtype=gram.dtype) if diagonal else gram
+            squares.append(jnp.sum(error**2))
+            count += gram.size
+        means.append(sum(squares) / count)
+    return jnp.asarray(sum(means))
 
 
-def recurrence(variables: Mapping[str, Any], *pools: str) -> jax.Array:
-    r"""How far layers are from using the same kernels: what is missing from their similarity, over all pairs of layers of every bank.
+def recurrence(shared: Shared, variables: Mapping[str, Any], *pools: str) -> jax.Array:
+    r"""One minus the similarity of layers, summed over all pairs of layers of every bank.
 
     .. math:: \sum_{banks} \sum_{ij} (1 - S_{ij})
 
-    with S the layer similarity matrix of soft sharing's coefficients (`paramshare.similarity`). Its gradient is that of -\sum S_ij,
-    which the paper adds with weight .01 in its algorithmic task; it is 0 where all layers of a bank are one kernel up to signed scales.
-    It acts on coefficients only. Rows of zeros, and pairs of orthogonal rows (the kink of |.|), have gradient 0.
+    with S the similarity matrix of soft sharing's coefficients (`paramshare.similarity`). The
+    gradient is that of -\sum S_ij, which the paper adds with weight 0.01 in its algorithmic task.
+    The penalty is 0 where all layers of a bank are one kernel up to signed scales. It acts only on
+    coefficients. Rows of zeros and pairs of orthogonal rows (the kink of |.|) have gradient 0.
 
     Args:
-      variables: `{"banks": ..., "params": ...}` of a `Shared`; other collections, and `Shared`s nested deeper, are not looked at.
-      *pools: regular expressions that match whole names of banks; none takes all banks of templates.
+      shared: the shared model.
+      variables: its variables. `Shared`s nested deeper are ignored.
+      *pools: regular expressions that match whole bank names; by default all banks with
+        coefficients to mix by.
 
     Returns:
       A scalar.
 
     Raises:
-      PenaltyError: if a pool matches no bank, or a bank without templates; or if there is no bank of templates at all.
+      PenaltyError: if a pool matches no bank, or a bank to which the penalty does not apply.
+      PlanError: if the variables do not fit the model.
 
     Example:
-      >>> import jax.numpy as jnp, paramshare
-      >>> rows = jnp.array([[1.0, 0.0], [-2.0, 0.0], [0.0, 1.0]])  # the first two layers use one kernel
-      >>> banks = {"stage1": {"templates": jnp.ones((2, 9))}}
-      >>> float(paramshare.recurrence({"banks": banks, "params": {"coefficients": {"stage1": rows}}}))  # 4 of 9 pairs are not alike
-      4.0
+      >>> import jax, paramshare
+      >>> shared = paramshare.create_model("swrn-16-1-1", input_shape=(8, 8, 3))
+      >>> variables = shared.init(jax.random.key(0), jax.numpy.zeros((1, 8, 8, 3)))
+      >>> float(paramshare.recurrence(shared, variables))  # one template: all layers are alike
+      0.0
 
     References:
       Savarese & Maire, ICLR 2019, arXiv:1902.09701
     """
-    banks, own = variables.get("banks", {}), variables.get("params", {}).get("coefficients", {})
-
-    def soft(name: str) -> bool:
-        return isinstance(banks[name], Mapping) and "templates" in banks[name]
-
-    names = [name for name in banks if soft(name)]
-    if not pools and not names:
-        raise PenaltyError(f"recurrence is asked of variables without banks of templates (Soft); its banks are {sorted(banks)}")
-    if pools:
-        names = list(dict.fromkeys(name for pool in pools for name in _matching("recurrence", pool, banks)))
-    for name in names:
-        if not soft(name):
-            raise PenaltyError(f"recurrence: bank {name!r} holds {sorted(banks[name])}, no templates; leave it out of the pool")
-        if name not in own:
-            raise PenaltyError(f"recurrence needs the coefficients of bank {name!r}, in variables['params']; pass both collections")
-    return jnp.asarray(sum(jnp.sum(1 - cosines(own[name])) for name in names))
+    rows = _of_banks(shared, variables, lambda scheme: scheme.mixing)
+    names = [
+        name for pool in pools for name in _match("recurrence", "mixing coefficients", pool, rows)
+    ] or _all("recurrence", "mixing coefficients (Soft)", rows)
+    return jnp.asarray(sum(jnp.sum(1 - cosines(rows[name])) for name in dict.fromkeys(names)))
 
 
-def _matching(penalty: str, pool: str, banks: Mapping[str, Any]) -> list[str]:
-    """The banks whose whole name a regular expression matches."""
+def _of_banks(
+    shared: Shared, variables: Mapping[str, Any], ask: Callable[[Any], Callable]
+) -> dict[str, Any]:
+    """The answer of every bank's scheme, None where the penalty does not apply."""
+    weights = shared.layout.weights(variables)
+    return {b.name: ask(b.scheme)(weights[b.name], b.sites) for b in shared.layout.banks}
+
+
+def _all(penalty: str, what: str, answers: Mapping[str, Any]) -> list[str]:
+    names = [name for name, answer in answers.items() if answer is not None]
+    if not names:
+        raise PenaltyError(f"{penalty}: no bank has {what}; the banks are {sorted(answers)}")
+    return names
+
+
+def _match(penalty: str, what: str, pool: str, answers: Mapping[str, Any]) -> list[str]:
     try:
-        found = [name for name in banks if re.fullmatch(pool, name)]
+        names = [name for name in answers if re.fullmatch(pool, name)]
     except (re.error, TypeError) as error:
-        raise PenaltyError(f"{penalty}: pool {pool!r} is not a regular expression: {error}") from None
-    if not found:
-        raise PenaltyError(f"{penalty}: pool {pool!r} matches no bank; the banks are {sorted(banks)}")
-    return found
+        raise PenaltyError(
+            f"{penalty}: pool {pool!r} is not a regular expression: {error}"
+        ) from None
+    if not names:
+        raise PenaltyError(
+            f"{penalty}: pool {pool!r} matches no bank; the banks are {sorted(answers)}"
+        )
+    for name in names:
+        if answers[name] is None:
+            raise PenaltyError(f"{penalty}: bank {name!r} has no {what}; exclude it from the pool")
+    return names
 
 
-def _members(pool: str, banks: Mapping[str, Any]) -> list[str]:
-    found = _matching("orthogonality", pool, banks)
-    for name in found:
-        if _rows(banks[name]) is None:
-            raise PenaltyError(f"orthogonality: bank {name!r} holds {sorted(banks[name])}, no filters; leave it out of the pool")
-    return found
-
-
-def _rows(bank: Any) -> jax.Array | None:
-    """(n, P): a bank's filters, flattened; None if it has none."""
-    if not isinstance(bank, Mapping):
-        return None
-    for name in ("filters", "kernels"):
-        if name in bank:
-            filters = jnp.moveaxis(bank[name], -1, 1)
-            return filters.reshape(filters.shape[0] * filters.shape[1], -1)
-    return None
-
-
-def _unique(coefficients: Any) -> jax.Array | None:
-    """(L, u, P): the unique filters of each layer, flattened; None if there are none."""
-    if not isinstance(coefficients, Mapping) or UNIQUE not in coefficients:
-        return None
-    filters = jnp.moveaxis(coefficients[UNIQUE], -1, 1)
-    return filters.reshape(*filters.shape[:2], -1)
-
-
-def _products(shared_SxP: Any, unique_LxUxP: jax.Array | None) -> Iterator[tuple[jax.Array, bool]]:
+def _grams(filters: Filters, unique: bool) -> Iterator[tuple[jax.Array, bool]]:
     """Inner products of filters, in blocks, and whether a block has the diagonal."""
 
-    def inner(a, b):
+    def inner(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
 
-    yield inner(shared_SxP, shared_SxP), True
-    if unique_LxUxP is not None:
-        yield inner(shared_SxP, unique_LxUxP.reshape(-1, shared_SxP.shape[1])), False
-        for filters_UxP in unique_LxUxP:
-            yield inner(filters_UxP, filters_UxP), True
+    yield inner(filters.shared, filters.shared), True
+    if unique and filters.own:
+        yield inner(filters.shared, jnp.concatenate(filters.own)), False
+        for own_UxP in filters.own:
+            yield inner(own_UxP, own_UxP), True

@@ -2,16 +2,18 @@
 
 import dataclasses
 import difflib
+import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from paramshare.layout import Layout, PlanError, SharedBank, count_leaves
+from paramshare.parameters import Parameter, Trace, measure, trace
 from paramshare.schemes import Scheme, SchemeError, Site
+from paramshare.schemes.interface import check_axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,20 +21,28 @@ class Rule:
     r"""Which parameters draw on a bank.
 
     Args:
-      pattern: a regular expression that the whole parameter path must match; paths are joined by "/", without the leading "params".
-      scheme: how the weights are made.
-      bank: the bank's name; named groups of the pattern may stand in it in braces, and give a bank for each value they take.
-      paths: instead of a pattern, the exact paths.
-      stack_axis: where the parameter stacks the weights of several layers (as `nn.scan` and `nn.vmap` do), the axis that counts
-        them; every layer is then a site of its own.
+      pattern: a regular expression that the whole parameter path must match. Paths are joined by
+        "/", without the leading "params".
+      scheme: makes the weights.
+      bank: the bank's name. It may use named groups of the pattern in braces; one bank is
+        created per value.
+      paths: exact paths, instead of a pattern.
+      stack_axis: for parameters that stack the weights of several layers (`nn.scan`, `nn.vmap`),
+        the layer axis. Each layer is then a separate site.
+      in_axes: the input axes of one layer's weight. By default they are inferred for `nn.Dense`,
+        `nn.Conv`, `nn.ConvTranspose`, `nn.DenseGeneral`, attention, `nn.Embed`, and
+        `nn.Einsum` with an explicit string (no "..." for the kernel); for other layers, the
+        second-to-last axis.
+      out_axes: the output axes; for other layers, the last axis.
 
     Raises:
-      PlanError: if the pattern is no regular expression, or the bank names a group that it does not have.
+      PlanError: if an argument is invalid.
 
     Example:
       >>> from paramshare import Rule, Soft
-      >>> Rule(r"(?P<stage>stage\d)/block[2-9]/conv\d/kernel", Soft(templates=2), bank="{stage}").bank
-      '{stage}'
+      >>> rule = Rule(r"(?P<stage>stage\d)/block[2-9]/conv\d/kernel", Soft(templates=2), "{stage}")
+      >>> rule.match("stage1/block2/conv1/kernel")
+      'stage1'
     """
 
     pattern: str | None = None
@@ -40,19 +50,35 @@ class Rule:
     bank: str = "shared"
     paths: tuple[str, ...] = ()
     stack_axis: int | None = None
+    in_axes: tuple[int, ...] | None = None
+    out_axes: tuple[int, ...] | None = None
 
     def __post_init__(self):
         paths = (self.paths,) if isinstance(self.paths, str) else tuple(self.paths)
         object.__setattr__(self, "paths", paths)
         if (self.pattern is None) == (not paths):
             raise PlanError(f"{self}: a rule takes either a pattern or a list of paths")
-        if not isinstance(self.scheme, Scheme) or isinstance(self.scheme, type):
-            raise PlanError(f"{self}: scheme must be a sharing scheme such as Soft(templates=2), got {self.scheme!r}")
-        if not isinstance(self.bank, str) or not isinstance(self.pattern, str | None) or not all(isinstance(p, str) for p in paths):
-            raise PlanError(f"{self}: pattern, bank and paths are strings; got {self.pattern!r}, {self.bank!r} and {paths!r}")
+        if not isinstance(self.scheme, Scheme):
+            raise PlanError(
+                f"{self}: scheme must be a sharing scheme such as Soft(templates=2), got "
+                f"{self.scheme!r}"
+            )
+        if (
+            not isinstance(self.bank, str)
+            or not isinstance(self.pattern, str | None)
+            or not all(isinstance(p, str) for p in paths)
+        ):
+            raise PlanError(
+                f"{self}: pattern, bank and paths must be strings, got {self.pattern!r}, "
+                f"{self.bank!r} and {paths!r}"
+            )
+        for name in ("in_axes", "out_axes"):
+            object.__setattr__(self, name, self._axes(name, getattr(self, name)))
+        if not isinstance(self.stack_axis, int | None) or isinstance(self.stack_axis, bool):
+            raise PlanError(f"{self}: stack_axis must be an integer, got {self.stack_axis!r}")
         repeated = sorted({path for path in paths if paths.count(path) > 1})
         if repeated:
-            raise PlanError(f"{self}: path {repeated[0]!r} is listed twice; a parameter is one site")
+            raise PlanError(f"{self}: path {repeated[0]!r} is listed twice; remove one of them")
         try:
             groups = re.compile(self.pattern or "").groupindex
         except re.error as error:
@@ -61,30 +87,70 @@ class Rule:
             self.bank.format(**dict.fromkeys(groups, ""))
         except (KeyError, IndexError, ValueError) as error:
             raise PlanError(
-                f"{self}: the bank's name {self.bank!r} asks for {error}, but the pattern's named groups are {list(groups)}"
+                f"{self}: cannot format the bank name {self.bank!r} ({error}); the pattern's named "
+                f"groups are {list(groups)}"
             ) from None
 
     def __str__(self) -> str:
-        return f"Rule({self.pattern!r})" if self.pattern is not None else f"Rule(paths={self.paths!r})"
+        return (
+            f"Rule({self.pattern!r})" if self.pattern is not None else f"Rule(paths={self.paths!r})"
+        )
 
     def match(self, path: str) -> str | None:
         """The name of the bank that the parameter at `path` draws on, or None."""
         if self.pattern is None:
             return self.bank if path in self.paths else None
-        found = re.fullmatch(self.pattern, path)
-        if found is None:
+        match = re.fullmatch(self.pattern, path)
+        if match is None:
             return None
-        unset = [name for name, value in found.groupdict().items() if value is None and "{" + name in self.bank]
-        if unset:
-            raise PlanError(f"{self} matches {path!r} without setting its group {unset[0]!r}, which the bank's name {self.bank!r} needs")
-        return self.bank.format(**found.groupdict())
+        for name, value in match.groupdict().items():
+            if value is None and "{" + name in self.bank:
+                raise PlanError(
+                    f"{self} matches {path!r} without its group {name!r}, which the bank name "
+                    f"{self.bank!r} uses"
+                )
+        return self.bank.format(**match.groupdict())
+
+    def sites(self, path: str, parameter: Parameter) -> list[Site]:
+        """The sites of a parameter that the rule matches: one, or one for each stacked layer."""
+        shape, axis = parameter.shape, self.stack_axis
+        if axis is not None:
+            if not 0 <= axis < len(shape):
+                raise PlanError(
+                    f"{self} has stack_axis={axis}, but {path!r} has shape {shape}; stack_axis "
+                    f"must be from 0 to {len(shape) - 1}"
+                )
+            shape = shape[:axis] + shape[axis + 1 :]
+        inputs, outputs = self.in_axes, self.out_axes
+        if parameter.axes is not None and parameter.axes.ndim == len(shape):
+            inputs = parameter.axes.inputs if inputs is None else inputs
+            outputs = parameter.axes.outputs if outputs is None else outputs
+        site = Site(path, shape, jnp.dtype(parameter.dtype).name, in_axes=inputs, out_axes=outputs)
+        try:
+            check_axes(site)
+        except SchemeError as error:
+            raise PlanError(f"{self}: {error}") from None
+        if axis is None:
+            return [site]
+        layers = range(parameter.shape[axis])
+        return [dataclasses.replace(site, index=i, stack_axis=axis) for i in layers]
+
+    def _axes(self, name: str, value: Any) -> tuple[int, ...] | None:
+        if value is None:
+            return None
+        try:
+            return tuple(map(operator.index, value if isinstance(value, Iterable) else [value]))
+        except TypeError:
+            raise PlanError(f"{self}: {name} must be axes such as (0, 1), got {value!r}") from None
 
 
 class Plan:
-    """Rules in order: of those that match a parameter, the first decides. What no rule matches stays private.
+    """An ordered list of rules. A parameter follows the first rule that matches it.
+
+    Parameters that no rule matches stay private.
 
     Args:
-      *rules: the rules. Rules may name the same bank if they name the same scheme.
+      *rules: the rules. Several rules may name the same bank if they have the same scheme.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -99,7 +165,7 @@ class Plan:
     def __init__(self, *rules: Rule):
         for rule in rules:
             if not isinstance(rule, Rule):
-                raise PlanError(f"a plan is made of rules, got {rule!r}")
+                raise PlanError(f"a plan takes rules such as Rule(pattern, scheme), got {rule!r}")
         if not rules:
             raise PlanError("a plan needs at least one rule")
         self.rules = rules
@@ -114,41 +180,53 @@ class Plan:
         return hash(self.rules)
 
     def resolve(self, model: nn.Module, *example_inputs: Any, **options: Any) -> Layout:
-        """Matches the rules against the model's parameters. Allocates nothing and touches no device.
+        """Matches the rules against the model's parameters, by tracing `model.init`.
+
+        Where a scheme starts from the model's own initialization (`initial="model"`), the
+        initializers of its sites are sampled. Otherwise nothing is allocated or computed.
 
         Args:
           model: any Flax linen module.
-          *example_inputs: what the model is initialised with; arrays or `jax.ShapeDtypeStruct`s count by shape alone.
+          *example_inputs: the inputs that the model is initialized with. Arrays or
+            `jax.ShapeDtypeStruct`s count by shape and dtype alone.
           **options: further arguments of `model.init`, such as `train=False` or `method="encode"`.
 
         Returns:
-          The layout. A bank's sites stand in the order in which the model calls its layers.
+          The layout. A bank's sites are in the order in which the model calls its layers.
 
         Raises:
-          PlanError: if a rule matches nothing, a path does not exist, or a bank's sites do not fit its scheme.
+          PlanError: if a rule matches nothing, a path does not exist, or a bank's sites do not fit
+            its scheme.
         """
-        parameters = trace_parameters(model, *example_inputs, **options)
+        traced = trace(model, *example_inputs, **options)
+        parameters = traced.parameters
+        if not parameters:
+            raise PlanError(
+                f"{type(model).__name__} has no parameters, so there is nothing to share"
+            )
         claimed: dict[str, int] = {}
         sites: dict[str, list[Site]] = {}
         schemes: dict[str, tuple[Rule, Any]] = {}
 
-        traced: dict[int, dict[str, tuple[int, ...]]] = {}
-
         def shapes_of(other: nn.Module) -> dict[str, tuple[int, ...]]:
-            if id(other) not in traced:
-                if not isinstance(other, nn.Module):
-                    raise PlanError(f"the small model to repeat is {other!r}; give a Flax module, such as Net(width=1)")
-                try:
-                    parameters = trace_parameters(other, *example_inputs, **options)
-                except Exception as error:  # a model may fail on a wrong shape in any way it likes
-                    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                    raise PlanError(f"the small model {type(other).__name__} cannot take the model's example inputs: {reason}") from error
-                traced[id(other)] = {path: leaf.shape for path, leaf in parameters.items()}
-            return traced[id(other)]
+            if not isinstance(other, nn.Module):
+                raise PlanError(
+                    f"the small model to repeat must be a Flax module, such as Net(width=1), got "
+                    f"{other!r}"
+                )
+            try:
+                small = trace(other, *example_inputs, **options).parameters
+            except Exception as error:  # a model may fail on a wrong shape in any way
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise PlanError(
+                    f"the small model {type(other).__name__} cannot take the example inputs of the "
+                    f"model: {reason}"
+                ) from error
+            return {path: parameter.shape for path, parameter in small.items()}
 
         for number, rule in enumerate(self.rules):
             taken: dict[str, int] = {}
-            for path, shape in parameters.items():
+            for path, parameter in parameters.items():
                 bank = rule.match(path)
                 if bank is None:
                     continue
@@ -157,110 +235,71 @@ class Plan:
                     continue
                 claimed[path] = number
                 if not bank or "/" in bank or bank == "model":
-                    raise PlanError(f"{rule} gives {path!r} a bank named {bank!r}; a name must not be empty, hold a '/', or be 'model'")
+                    raise PlanError(
+                        f"{rule} puts {path!r} into a bank named {bank!r}; a name must not be "
+                        "empty, contain '/', or be 'model'"
+                    )
                 if schemes.setdefault(bank, (rule, rule.scheme))[1] != rule.scheme:
                     raise PlanError(
-                        f"{schemes[bank][0]} and {rule} both draw on bank {bank!r}, through {schemes[bank][1]} and {rule.scheme}; "
-                        "give them banks of different names, or one scheme"
+                        f"{schemes[bank][0]} and {rule} both use bank {bank!r}, with "
+                        f"{schemes[bank][1]!r} and {rule.scheme!r}; use different bank names, or "
+                        "one scheme"
                     )
-                sites.setdefault(bank, []).extend(_sites(rule, path, shape))
+                sites.setdefault(bank, []).extend(rule.sites(path, parameter))
             self._check_matched(number, rule, claimed, taken, parameters)
         order = {path: i for i, path in enumerate(parameters)}
         banks = []
-        for name, found in sites.items():
-            scheme = schemes[name][1]
-            scheme = scheme.bind(shapes_of) if hasattr(scheme, "bind") else scheme
-            bank = SharedBank(name, scheme, tuple(sorted(found, key=lambda site: (order[site.path], site.index or 0))))
+        for name, members in sites.items():
+            members.sort(key=lambda site: (order[site.path], site.index or 0))
             try:
-                bank.scheme.check(bank.sites)
+                scheme = schemes[name][1].bind(shapes_of)
+                scheme.check(tuple(members))
+                if scheme.measures_initializer:
+                    members = _measured(traced, members)
+                    scheme.check_initializer(members)
             except SchemeError as error:
                 raise PlanError(f"bank {name!r}: {error}") from None
-            banks.append(bank)
-        return Layout(tuple(banks), plain=count_leaves(parameters))
+            banks.append(SharedBank(name, scheme, tuple(members)))
+        return Layout(tuple(banks), plain=count_leaves(list(parameters.values())))
 
-    def _check_matched(self, number: int, rule: Rule, claimed: dict, taken: dict, parameters: dict) -> None:
+    def _check_matched(
+        self, number: int, rule: Rule, claimed: dict, taken: dict, parameters: Mapping
+    ) -> None:
         for path in rule.paths:
             if path not in parameters:
-                raise PlanError(f"the model has no parameter {path!r}; nearest: {_nearest(path, parameters)}")
+                raise PlanError(
+                    f"the model has no parameter {path!r}; nearest: {_nearest(path, parameters)}"
+                )
             if path in taken:
-                raise PlanError(f"{rule} lists {path!r}, but {self.rules[taken[path]]} comes first and takes it")
+                raise PlanError(
+                    f"{rule} lists {path!r}, but the earlier {self.rules[taken[path]]} takes it"
+                )
         if number not in claimed.values():
             if taken:
-                first = self.rules[next(iter(taken.values()))]
-                raise PlanError(f"{rule} matches only parameters that earlier rules take, such as {next(iter(taken))!r}, taken by {first}")
+                path, first = next(iter(taken.items()))
+                raise PlanError(
+                    f"{rule} matches only parameters that earlier rules take, such as {path!r}, "
+                    f"taken by {self.rules[first]}"
+                )
             raise PlanError(
-                f"{rule} matches no parameter of the model (the whole path must match); nearest: {_nearest(rule.pattern or '', parameters)}"
+                f"{rule} matches no parameter of the model (the whole path must match); nearest: "
+                f"{_nearest(rule.pattern or '', parameters)}"
             )
 
 
-def orphan(model: nn.Module) -> nn.Module:
-    """The model, free of the module in whose method it was built.
-
-    A module built in another one's `__call__` belongs to that one's scope, and so do the modules that it was given as attributes:
-    wherever it is put, their parameters would stay with the outer module.
-    """
-    return model if model.parent is None else model.clone(parent=None, name=None, _deep_clone=True, _reset_names=True)
-
-
-def trace_parameters(model: nn.Module, *example_inputs: Any, **options: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """The model's parameters by path, in the order in which the model first calls the layers that own them.
-
-    By `jax.eval_shape` of `model.init`: allocates nothing, touches no device.
-    """
-    calls: dict[tuple[str, ...], int] = {}
-
-    def note(call, args, kwargs, context):
-        if context.module.scope is not None:  # a module that is used without being bound has no place
-            calls.setdefault(context.module.path, len(calls))
-        return call(*args, **kwargs)
-
-    leaves, tree = jax.tree.flatten((example_inputs, options))
-    arrays = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
-
-    def init(values):
-        filled = list(leaves)
-        for i, value in zip(arrays, values, strict=True):
-            filled[i] = value
-        args, kwargs = jax.tree.unflatten(tree, filled)
-        with nn.intercept_methods(note):
-            return nn.meta.unbox(orphan(model).init(jax.random.key(0), *args, **kwargs))
-
-    shapes = [jax.ShapeDtypeStruct(leaves[i].shape, leaves[i].dtype) for i in arrays]
-    flat = _flatten(jax.eval_shape(init, shapes).get("params", {}))
-    if not flat:
-        raise PlanError(f"{type(model).__name__} has no parameters, so there is nothing to share")
-
-    def rank(path: str):
-        scopes = tuple(path.split("/"))
-        owners = [scopes[:n] for n in range(len(scopes), -1, -1)]
-        first = next((calls[owner] for owner in owners if owner in calls), -1)
-        return first, [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path)]
-
-    return {path: flat[path] for path in sorted(flat, key=rank)}
+def _measured(traced: Trace, sites: list[Site]) -> tuple[Site, ...]:
+    """The sites with the mean and standard deviation of the model's initializers."""
+    axes = {site.path: None if site.index is None else site.stack_axis for site in sites}
+    statistics = measure(traced, axes)
+    pairs = [statistics[site.path][site.index or 0] for site in sites]
+    return tuple(
+        dataclasses.replace(site, mean=mean, std=std)
+        for site, (mean, std) in zip(sites, pairs, strict=True)
+    )
 
 
-def _sites(rule: Rule, path: str, shape: jax.ShapeDtypeStruct) -> list[Site]:
-    if not jnp.issubdtype(shape.dtype, jnp.floating):
-        raise PlanError(f"{rule} matches {path!r}, whose dtype is {shape.dtype}; only floating-point parameters can be shared")
-    dtype = jnp.dtype(shape.dtype).name
-    if rule.stack_axis is None:
-        return [Site(path, shape.shape, dtype)]
-    if not 0 <= rule.stack_axis < len(shape.shape):
-        raise PlanError(f"{rule} says that {path!r} is stacked along axis {rule.stack_axis}, but its shape is {shape.shape}")
-    axis = rule.stack_axis
-    one = shape.shape[:axis] + shape.shape[axis + 1 :]
-    return [Site(path, one, dtype, index, axis) for index in range(shape.shape[axis])]
-
-
-def _nearest(wanted: str, parameters: Mapping[str, Any]) -> str:
-    """The three paths most like a path or a pattern, for an error message."""
-    plain = re.sub(r"\(\?P<\w+>|\[[^]]*\]|\\[dw.]|[()|*+?^$\\]|\{[^}]*\}", "", wanted)
+def _nearest(target: str, parameters: Mapping[str, Any]) -> str:
+    """The three paths nearest to a path or a pattern, for an error message."""
+    plain = re.sub(r"\(\?P<\w+>|\[[^]]*\]|\\[dw.]|[()|*+?^$\\]|\{[^}]*\}", "", target)
     near = difflib.get_close_matches(plain, parameters, n=3, cutoff=0.0)
     return ", ".join(map(repr, near))
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat

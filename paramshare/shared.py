@@ -1,4 +1,4 @@
-"""The lift: any Flax module, with some of its weights made from banks."""
+"""Any Flax module, with some of its weights generated from banks."""
 
 import types
 from collections.abc import Mapping
@@ -6,29 +6,32 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from flax.traverse_util import flatten_dict
 
-from paramshare.layout import Layout, PlanError
-from paramshare.plan import Plan, orphan
-from paramshare.schemes import UNIQUE
+from paramshare.layout import COLLECTIONS, Layout, PlanError, count_leaves
+from paramshare.parameters import orphan
+from paramshare.plan import Plan
 
 
 class Shared(nn.Module):
-    """A Flax module whose shared weights come out of banks. It is again an ordinary Flax module.
+    """A Flax module whose shared weights are generated from banks; an ordinary module itself.
 
-    `init` and `apply` take what the model's take. The variables are
+    `init` and `apply` take the same arguments as the model's. The variables are
 
-        {"banks":  {bank: ...},                                          what layers share
-         "params": {"coefficients": {bank: ...}, "model": {...}},        what stays a layer's own
-         ...:      {"model": {...}}}                                     the model's other collections
+        {"banks":  {BANK: ...},                          shared by the sites of a bank
+         "params": {"coefficients": {BANK: {SITE: ...}}, mixing coefficients and scales
+                    "own": {BANK: {SITE: ...}},          private parts of shared kernels
+                    "model": {...}},                     private parameters
+         ...:      {"model": {...}}}                     the model's other collections
 
-    The model's other methods are called by name, `shared.apply(variables, x, method="encode")`, and on a bound module as its own,
-    `bound.encode(x)`.
+    Empty collections are omitted. Call the model's other methods by name,
+    `shared.apply(variables, x, method="encode")`, or on a bound module, `bound.encode(x)`.
 
-    Lifted transforms (`nn.remat`, `nn.jit`, `nn.vmap`, ...) take it as they take any module.
+    Lifted transforms (`nn.remat`, `nn.jit`, `nn.vmap`, ...) work on it as on any module.
 
     Attributes:
-      model: the plain model; it knows nothing of this.
-      layout: what `Plan.resolve` returned for the model.
+      model: the plain model, unmodified.
+      layout: the result of `Plan.resolve` for the model.
 
     Raises:
       PlanError: when called, if a bank is missing from the variables.
@@ -50,7 +53,7 @@ class Shared(nn.Module):
     layout: Layout
 
     def __post_init__(self):
-        # "model" is the name of a model that is ours already: lifted transforms rebuild this module around it.
+        # A model named "model" belongs to this module already: lifted transforms rebuild it.
         if isinstance(self.model, nn.Module) and self.model.name != "model":
             object.__setattr__(self, "model", orphan(self.model))
         super().__post_init__()
@@ -64,53 +67,74 @@ class Shared(nn.Module):
             return super().__getattr__(name)
         if not callable(getattr(type(model), name, None)):
             raise AttributeError(
-                f"Shared({type(model).__name__}) has no method {name!r}; the model's methods are called by name, "
-                'as in shared.apply(variables, x, method="encode"), its attributes are those of shared.model'
+                f"Shared({type(model).__name__}) has no method {name!r}; call the model's methods "
+                'by name, as in shared.apply(variables, x, method="encode"), and read attributes '
+                "from shared.model"
             )
-        return types.MethodType(lambda module, *args, **kwargs: module._call(name, args, kwargs), self)
+        return types.MethodType(
+            lambda module, *args, **kwargs: module._call(name, args, kwargs), self
+        )
 
     def setup(self):
         if self.name is not None and self.model.path[-2:] != (self.name, "model"):
-            raise PlanError("the model belongs to another module already, where its parameters would go; build one for each Shared")
-        # Not in `_call`: several of the model's methods may be called on one bound module, and must draw the banks once.
-        if self.is_initializing() and not any(self.has_variable("banks", name) for name in self.layout):
-            banks, coefficients = self.layout.init(self.make_rng("params"))
-            for name, bank in banks.items():
-                self.put_variable("banks", name, bank)
-            if coefficients:
-                self.put_variable("params", "coefficients", coefficients)
+            raise PlanError(
+                "the model already belongs to another module, where its parameters would go; build "
+                "a new model for each Shared"
+            )
+        # Not in `_call`: several methods may be called, but banks are initialized only once.
+        if self.is_initializing() and not any(
+            self.has_variable("banks", name) for name in self.layout
+        ):
+            banks, params = self.layout.init(self.make_rng("params"))
+            for collection, entries in (("banks", banks), ("params", params)):
+                for name, value in entries.items():
+                    self.put_variable(collection, name, value)
 
     def _call(self, method: str, args: tuple, kwargs: dict) -> Any:
-        banks = {name: self.get_variable("banks", name) for name in self.layout if self.has_variable("banks", name)}
-        weights = self.layout.expand(banks, self.get_variable("params", "coefficients", {}))
+        kernels = self.layout.expand(
+            {
+                collection: {
+                    name: self.get_variable(collection, name)
+                    for name in names
+                    if self.has_variable(collection, name)
+                }
+                for collection, names in (("banks", self.layout), ("params", COLLECTIONS))
+            }
+        )
         lifted = nn.map_variables(
             lambda model, *args, **kwargs: getattr(model, method)(*args, **kwargs),
             "params",
-            trans_in_fn=lambda params: {"params": self.layout.fill(params.get("params", {}), weights)},
+            trans_in_fn=lambda params: {
+                "params": self.layout.fill(params.get("params", {}), kernels)
+            },
             trans_out_fn=lambda params: {"params": self.layout.strip(params.get("params", {}))},
             mutable=self.is_initializing(),
         )
         return lifted(self.model, *args, **kwargs)
 
     def expand(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        """The plain model's variables: `self.model.apply(self.expand(variables), x)` equals `self.apply(variables, x)`.
+        """The plain model's variables, with kernels instead of banks. Pure and differentiable.
 
-        Pure, and differentiable. Random masks (dropout) differ between the two: Flax derives their keys from module paths.
+        `self.model.apply(self.expand(variables), x)` equals `self.apply(variables, x)`, except for
+        random masks (dropout), whose keys Flax derives from module paths.
 
         Args:
-          variables: what `init` returned, or a trained version of it.
+          variables: of this model, initial or trained.
 
         Raises:
           PlanError: if a bank of the layout is missing.
         """
-        params = variables.get("params", {})
-        weights = self.layout.expand(variables.get("banks", {}), params.get("coefficients", {}))
-        # A model may have a collection called "banks" of its own: it is a Shared, say.
-        rest = {name: value["model"] for name, value in variables.items() if name != "params" and "model" in value}
-        return {"params": self.layout.fill(params.get("model", {}), weights), **rest}
+        params = variables.get("params", {}).get("model", {})
+        # A model may have a collection called "banks" itself, for instance if it is a Shared.
+        others = {
+            name: value["model"]
+            for name, value in variables.items()
+            if name != "params" and "model" in value
+        }
+        return {"params": self.layout.fill(params, self.layout.expand(variables)), **others}
 
     def describe(self) -> str:
-        """A table of the banks: scheme, sites, shapes, trainable numbers, and numbers saved."""
+        """A table of the banks: scheme, sites, shapes, trainable and saved parameters."""
         return self.layout.describe()
 
 
@@ -120,17 +144,20 @@ def share(model: nn.Module, plan: Plan, *example_inputs: Any, **options: Any) ->
     Args:
       model: any Flax linen module, unmodified.
       plan: which of its parameters draw on which bank.
-      *example_inputs: what the model is initialised with; only shapes and dtypes count.
+      *example_inputs: the inputs that the model is initialized with; only their shapes and dtypes
+        are used.
       **options: further arguments of `model.init`, such as `train=False` or `method="encode"`.
 
     Returns:
-      A `Shared` module. Nothing is computed or allocated.
+      A `Shared` module. Nothing is trained or allocated; under `initial="model"` the initializers
+      of the shared weights are sampled.
 
     Raises:
-      PlanError: if the plan does not fit the model; it names the rule, the sites and the nearest paths.
+      PlanError: if the plan does not fit the model. The message names the rule, the sites and the
+        nearest paths.
     """
     if isinstance(model, Shared):
-        raise PlanError("the model is already shared; put all rules into one plan")
+        raise PlanError("the model is already shared; combine all rules into one plan")
     if not isinstance(model, nn.Module):
         raise PlanError(f"share takes a Flax linen module, got {model!r}")
     if not isinstance(plan, Plan):
@@ -138,64 +165,53 @@ def share(model: nn.Module, plan: Plan, *example_inputs: Any, **options: Any) ->
     return Shared(model, plan.resolve(model, *example_inputs, **options))
 
 
-def coefficient_paths(variables: Mapping[str, Any]) -> set[tuple[str, ...]]:
-    """Paths inside `params` of every bank's coefficients, of a `Shared` and of any that are nested in a larger module.
-
-    A subtree `coefficients/NAME` counts where the `banks` collection has an entry NAME at the same place; except for its "unique", which
-    holds weights.
-    """
-
-    def walk(banks: Any, params: Any, prefix: tuple[str, ...]) -> set[tuple[str, ...]]:
-        if not isinstance(banks, Mapping) or not isinstance(params, Mapping):
-            return set()
-        own = params.get("coefficients", {})
-        found = set()
-        for name in banks:
-            if isinstance(own, Mapping) and name in own:
-                parts = own[name] if isinstance(own[name], Mapping) else {}
-                path = (*prefix, "coefficients", name)
-                found |= {(*path, part) for part in parts if part != UNIQUE} if UNIQUE in parts else {path}
-        return found.union(*(walk(banks[name], params[name], (*prefix, name)) for name in banks if name in params))
-
-    return walk(variables.get("banks", {}), variables.get("params", {}), ())
-
-
 def count(variables: Mapping[str, Any]) -> dict[str, int]:
-    """How many numbers of a model's variables are trained.
+    """The number of trainable parameters.
 
     Args:
-      variables: of a `Shared`, of a plain model, or of a larger module with `Shared`s inside; arrays or shapes.
+      variables: of a `Shared`, of a plain model, or of a larger module with `Shared`s inside;
+        arrays or shapes.
 
     Returns:
-      `{"banks", "coefficients", "private", "trainable"}`; the last is the sum. Batch statistics are not counted.
+      `{"banks", "coefficients", "private", "trainable"}`; the last is the sum. Whole weights of
+      single sites ("own") are private. Batch statistics are not counted.
     """
-    sizes = {"banks": _size(variables.get("banks", {})), "coefficients": 0, "private": 0}
-    mask = decay_mask(variables)
-    for leaf, decays in zip(jax.tree.leaves(variables.get("params", {})), jax.tree.leaves(mask.get("params", {})), strict=True):
+    sizes = {"banks": count_leaves(variables.get("banks", {})), "coefficients": 0, "private": 0}
+    params = jax.tree.leaves(variables.get("params", {}))
+    for leaf, decays in zip(params, jax.tree.leaves(_decay(variables)), strict=True):
         sizes["private" if decays else "coefficients"] += leaf.size
     return sizes | {"trainable": sum(sizes.values())}
 
 
 def decay_mask(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """True for every trainable number that weight decay acts on: all but coefficients (soft sharing, reference recipe).
+    """True for every parameter that weight decay applies to: everything but coefficients.
 
-    A layer's own filters in a shared basis are weights, and decay.
+    Coefficients do not decay in the reference recipe of soft sharing.
 
     Args:
-      variables: their `banks` and `params` are looked at; other collections are left out.
+      variables: of a `Shared`, or of a larger module with `Shared`s inside; collections other than
+        `banks` and `params` are ignored.
 
     Returns:
-      A pytree of bools in the shape of `{"banks": ..., "params": ...}`, as `optax.masked` and `optax.add_decayed_weights` take it.
+      A pytree of bools with the structure of `{"banks": ..., "params": ...}`, for `optax.masked`
+      and `optax.add_decayed_weights`.
     """
-    coefficients = coefficient_paths(variables)
+    mask = {"banks": jax.tree.map(lambda _: True, variables.get("banks", {}))}
+    mask["params"] = _decay(variables)
+    return {name: tree for name, tree in mask.items() if name in variables}
 
-    def decays(path, _) -> bool:
+
+def _decay(variables: Mapping[str, Any]) -> Any:
+    """The mask of `params`.
+
+    A subtree `coefficients/NAME` does not decay if the `banks` collection has an entry NAME at the
+    same place.
+    """
+    banks = flatten_dict(variables.get("banks", {}))
+    exempt = {(*path[:i], "coefficients", path[i]) for path in banks for i in range(len(path))}
+
+    def decays(path: Any, _: Any) -> bool:
         names = tuple(str(getattr(key, "key", key)) for key in path)
-        return not any(names[: len(prefix)] == prefix for prefix in coefficients)
+        return not any(names[:i] in exempt for i in range(len(names) + 1))
 
-    mask = {"params": jax.tree_util.tree_map_with_path(decays, variables["params"])} if "params" in variables else {}
-    return ({"banks": jax.tree.map(lambda _: True, variables["banks"])} if "banks" in variables else {}) | mask
-
-
-def _size(tree: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+    return jax.tree_util.tree_map_with_path(decays, variables.get("params", {}))

@@ -1,23 +1,29 @@
-"""The whole suite runs on four host devices, with rank promotion and implicit dtype promotion as errors."""
+"""The suite runs on four host devices; rank promotion and dtype promotion are errors."""
 
 import atexit
 import gc
+import importlib.util
 import os
+import pathlib
 import shutil
+import sys
 import tempfile
 
-# Many tests compile the same step, in processes of their own: the first one's work is kept for the others, until the suite ends.
+# Many tests compile the same step in different processes; they share one compilation cache.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     place = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="paramshare-tests-")
     atexit.register(shutil.rmtree, place, ignore_errors=True)
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # small matrices; its threads would fight over cores that two workers share
+# Matrices are small; the threads of OpenBLAS would fight over cores that two workers share.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# Before JAX starts its backends. An accelerator is used on request: JAX_PLATFORMS=cuda pytest.
+# Before JAX starts its backends. Use an accelerator on request: JAX_PLATFORMS=cuda pytest.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4"]
+)
 
 import jax
 import pytest
@@ -25,14 +31,33 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# Tracing makes a great many objects that live on; looking through all of them again and again for garbage was a good part of the time.
+# Tracing creates many long-lived objects; frequent garbage collection took a fifth of the time.
 gc.freeze()
 gc.set_threshold(200_000, 50, 100)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _release_programs():
+    """Compiled programs would pile up to several gigabytes over the suite."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+
+
 @pytest.fixture
 def quick_compilation():
-    """What is compiled for minutes of training is not worth its optimisation where it runs once."""
+    """Compiles without most optimizations, for programs that run once."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def ragged():
+    """The module `tests/tasks/ragged.py`: a task with ragged labels, its data and its network."""
+    path = pathlib.Path(__file__).parent / "tasks" / "ragged.py"
+    spec = importlib.util.spec_from_file_location("ragged", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules["ragged"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -11,7 +11,11 @@ import pytest
 import paramshare
 
 MODULES = sorted(
-    {"paramshare", *(module.name for module in pkgutil.walk_packages(paramshare.__path__, "paramshare."))} - {"paramshare.__main__"}
+    {
+        "paramshare",
+        *(module.name for module in pkgutil.walk_packages(paramshare.__path__, "paramshare.")),
+    }
+    - {"paramshare.__main__"}
 )
 
 
@@ -20,7 +24,10 @@ MODULES = sorted(
 def test_examples_run(name):
     # As a user would run them: without the strictness of this suite.
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        results = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+        results = doctest.testmod(
+            importlib.import_module(name),
+            optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS,
+        )
     assert results.failed == 0
 
 
@@ -28,14 +35,20 @@ def test_examples_run(name):
 def test_everything_public_is_documented(name):
     module = importlib.import_module(name)
     assert inspect.getdoc(module), f"{name} has no docstring"
-    own = [x for key, x in vars(module).items() if not key.startswith("_") and getattr(x, "__module__", None) == name]
+    own = [
+        x
+        for key, x in vars(module).items()
+        if not key.startswith("_") and getattr(x, "__module__", None) == name
+    ]
     for thing in own:
         if not (inspect.isclass(thing) or inspect.isfunction(thing)):
             continue
         documentation = thing.__doc__ or ""
         assert documentation.strip(), f"{name}.{thing.__name__} has no docstring"
         # What dataclasses write for those who write nothing: "Layer(path: str, ...)".
-        assert not documentation.startswith(f"{thing.__name__}("), f"{name}.{thing.__name__} has no docstring of its own"
+        assert not documentation.startswith(f"{thing.__name__}("), (
+            f"{name}.{thing.__name__} has no docstring of its own"
+        )
         if not inspect.isclass(thing):
             continue
         for key, member in vars(thing).items():

@@ -1,7 +1,7 @@
-"""Every recipe runs from its file, on TFDS's mock of its data set: a few images, and otherwise unchanged.
+"""The recipes and the studies.
 
-Large networks have a smaller one stand in for them. What that leaves open is settled without arithmetic: the training step of each recipe's
-own network is traced at full size.
+Every recipe's training step is traced at full size, without arithmetic. One recipe of each kind is
+run from its file on TFDS's mock of its data set: a few images, and a smaller network.
 """
 
 import dataclasses
@@ -18,17 +18,19 @@ import pytest
 import tensorflow_datasets as tfds
 
 from paramshare import count
-from paramshare.training.config import Config, ConfigError, differences, from_json, load_file, to_json
-from paramshare.training.data import CLASSES, Curriculum
-from paramshare.training.data.curriculum import fixed_set
-from paramshare.training.data.grids import apart
+from paramshare.cli import run_command
+from paramshare.data import Curriculum, Grids
+from paramshare.data.grid_problems import smallest_window
+from paramshare.data.sets.grids import fixed_set
+from paramshare.training.config import ConfigError, differences, from_json, load_file, to_json
 from paramshare.training.loop import train
 from paramshare.training.optimizer import learning_rate
 from paramshare.training.run import prepare
 from paramshare.training.step import make_train_step
 from paramshare.zoo import options_of
 
-FILES = sorted(p for p in (pathlib.Path(__file__).parents[1] / "experiments").glob("*.py") if "\nconfig = " in p.read_text())
+EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
+FILES = sorted((EXPERIMENTS / "recipes").glob("*.py"))
 
 
 @pytest.fixture(autouse=True)
@@ -38,48 +40,59 @@ def _lenient_promotion():
         yield
 
 
+def of(name: str) -> pathlib.Path:
+    return next(file for file in FILES if file.stem == name)
+
+
+# One recipe of each scheme, data source and task, with a smaller network.
 SMALLER = {
-    "swrn-28-10-2": "swrn-16-1-1",
-    "swrn-50-2-2": "swrn-16-1-1",
-    "resnet32-s16u1": "resnet14-s8u1",
-    "resnet34-s32u1": "resnet14-s8u1",
-    "resnet50-sharedpp": "resnet14-s8u1",
-    "resnet18-rpg": "resnet8-rpg-1000",
-    "resnet16-4-repeat": "resnet16-2-repeat",
-    "spathnet-20-32-20": "spathnet-2-4-2",
-    "spathnet-10-16-10": "spathnet-2-4-2",
-}  # the others run as they are, among them MobileNetV2, whose penalty names its banks
+    "cifar10_swrn": "swrn-16-0.5-1",
+    "cifar10_basis": "resnet14-s8u1",
+    "imagenet_rpg": "resnet8-rpg-1000",
+    "cifar10_resnet16_repeat": "resnet16-2-repeat",
+    "quickstart": "swrn-16-1-1",
+    "shortest_paths": "spathnet-2-4-2",
+}
+TINY = Curriculum(
+    size=8,
+    windows=(3,),
+    examples=4,
+    tests=2,
+    far_windows=(5,),
+    far_sizes=(),
+    far_densities=(),
+)
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("file", FILES, ids=[f.stem for f in FILES])
-def test_runs_on_mock_data(file, tmp_path):
-    config = load_file(file)
-    name = SMALLER.get(config.model.name, config.model.name)
-    model = dataclasses.replace(config.model, name=name)
-    one_step = dataclasses.replace(
-        config, model=model, epochs=1, batch_size=4, schedule=dataclasses.replace(config.schedule, warmup_epochs=0.0)
+@pytest.mark.parametrize("name", SMALLER)
+def test_runs_on_mock_data(name, tmp_path):
+    config = load_file(of(name))
+    network = SMALLER[name]
+    data: Any = config.data
+    if isinstance(data, Grids):
+        data = dataclasses.replace(data, curriculum=TINY)
+    elif data.name == "digits":
+        data = dataclasses.replace(data, train_examples=4)
+    elif data.name == "imagenet2012":
+        data = dataclasses.replace(data, image_size=64)
+    # Images of this size would get the other stem.
+    stem = "imagenet" if data.name == "imagenet2012" and "stem" in options_of(network) else None
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, name=network, stem=stem),
+        data=data,
+        penalty=dataclasses.replace(config.penalty, pools=()),
+        schedule=dataclasses.replace(config.schedule, warmup_epochs=0.0),
+        epochs=1,
+        batch_size=4,
     )
-    if name != config.model.name:  # which has other banks
-        one_step = dataclasses.replace(one_step, penalty=dataclasses.replace(config.penalty, pools=()))
-    if config.data.name == "digits":  # no mock needed
-        one_step = dataclasses.replace(one_step, data=dataclasses.replace(config.data, train_examples=4))
-    if config.data.name == "grids":  # nor here; one phase, and one test set beyond it
-        curriculum = Curriculum(8, windows=(3,), examples=4, tests=2, far_windows=(5,), far_sizes=(), far_densities=())
-        one_step = dataclasses.replace(one_step, data=dataclasses.replace(config.data, curriculum=curriculum))
-    if config.data.name == "imagenet2012":
-        stem = "imagenet" if "stem" in options_of(name) else None  # and not the one for images of this size
-        one_step = dataclasses.replace(
-            one_step, data=dataclasses.replace(config.data, image_size=64), model=dataclasses.replace(model, stem=stem)
-        )
     with tfds.testing.mock_data(num_examples=5):
-        result = train(one_step, tmp_path / "run", devices=jax.devices()[:1], quiet=True)
-    assert result["steps"] == 1 and np.isfinite(result["last"]["test"]["loss"])
-    # The header's command is that of this file.
-    assert f"paramshare train experiments/{file.name} --workdir runs/" in file.read_text().split('"""')[1]
+        result = train(config, tmp_path / "run", devices=jax.devices()[:1], quiet=True)
+    assert result.steps == 1 and np.isfinite(result.last.loss)
 
 
-# specs: trainable numbers of the recipes' own networks, batch statistics excluded
+# specs: trainable parameters of the recipes' networks, without batch statistics
 TRAINABLE = {
     "cifar10_swrn": 17_125_630,
     "cifar100_swrn": 17_183_320,
@@ -98,41 +111,55 @@ TRAINABLE = {
 }
 
 
+def test_every_recipe_is_in_the_table():
+    assert {file.stem for file in FILES} - {"quickstart", "fashion_mnist"} == set(TRAINABLE)
+
+
 @pytest.mark.parametrize("name", TRAINABLE)
-def test_the_networks_own_step_is_sound_at_full_size(name):
+def test_the_training_step_is_sound_at_full_size(name):
     config = load_file(of(name))
-    # A data set of few problems, where they are drawn: the step does not look at how many there are.
-    few = dataclasses.replace(config.data, curriculum=dataclasses.replace(config.data.curriculum, examples=1, tests=1))
-    config = dataclasses.replace(config, data=few) if config.data.name == "grids" else config
+    if isinstance(config.data, Grids):  # the step does not depend on the number of problems
+        curriculum = dataclasses.replace(config.data.curriculum, examples=1, tests=1)
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, curriculum=curriculum)
+        )
     with tfds.testing.mock_data(num_examples=5):
         run = prepare(config, devices=jax.devices()[:1])
     state = jax.eval_shape(run.init)
     assert count(state.variables)["trainable"] == TRAINABLE[name]
-    data, penalty = run.data, config.penalty
-    update = make_train_step(run.model, run.optimizer, config.augment, data.mean, data.std, task=data.task, penalty=penalty)
-    step = run.devices.map(update)
-    image = jax.ShapeDtypeStruct((1, config.batch_size, *data.image_shape), jnp.uint8)
-    places = () if data.task == CLASSES else data.task.outputs(data.num_classes, data.image_shape)
-    label = jax.ShapeDtypeStruct((1, config.batch_size, *places), jnp.int32)
-    after, metrics = jax.eval_shape(step, state, None, {"image": image, "label": label})
-    form = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == form
-    assert ("orthogonality" in metrics) == bool(penalty.orthogonality) and data.task.score in metrics
-    about = of(name).read_text().split('"""')[1]
-    assert "trainable numbers" not in about or f"{TRAINABLE[name]:,} trainable" in " ".join(about.split())
+    step = run.devices.map(make_train_step(run, config.seed))
+    label = run.task.label_spec(run.data.input_shape)
+    batch = {
+        "input": jax.ShapeDtypeStruct((1, config.batch_size, *run.data.input_shape), jnp.uint8),
+        "label": jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((1, config.batch_size, *leaf.shape), leaf.dtype),
+            label,
+        ),
+    }
+    after, metrics = jax.eval_shape(step, state, None, batch)
+    assert shapes(after) == shapes(state)
+    assert ("orthogonality" in metrics) == bool(config.penalty.orthogonality)
+    assert run.task.score.name in metrics
 
 
-def of(name: str) -> pathlib.Path:
-    return next(f for f in FILES if f.stem == name)
+def shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
 
-@pytest.mark.parametrize("file", FILES, ids=[f.stem for f in FILES])
-def test_is_sound_and_survives_storing(file):
+@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+def test_recipe_is_documented_and_survives_storing(file):
     config = load_file(file)
     config.check()
     assert from_json(to_json(config)) == config
-    changed = dataclasses.replace(config, seed=5, data=dataclasses.replace(config.data, validation=0.5))
-    assert differences(changed, config) == [f"data.validation: {config.data.validation} -> 0.5", "seed: 0 -> 5"]
+    data = dataclasses.replace(config.data, validation=0.5)
+    assert differences(dataclasses.replace(config, seed=5, data=data), config) == [
+        f"data.validation: {config.data.validation} -> 0.5",
+        "seed: 0 -> 5",
+    ]
+    docstring = " ".join(file.read_text().split('"""')[1].split())
+    assert f"paramshare train experiments/recipes/{file.name} --workdir runs/" in docstring
+    if "trainable parameters" in docstring:
+        assert f"{TRAINABLE[file.stem]:,} trainable parameters" in docstring
 
 
 @pytest.mark.parametrize(
@@ -173,128 +200,177 @@ def test_the_ring_papers_rate_falls_at_every_step():
 
 
 def test_the_curriculum_of_shortest_paths():
-    """Spec: 32 x 32, an obstacle with probability .1; five windows, 5,000 examples and 50 epochs each; Adam; the network's 20 layers."""
+    """Spec: grids of 32 x 32, five windows, 5,000 examples and 50 epochs each; Adam; 20 layers."""
     config = load_file(of("shortest_paths"))
+    assert isinstance(config.data, Grids)
     curriculum = config.data.curriculum
-    assert (config.data.name, curriculum.size, curriculum.density, curriculum.examples) == ("grids", 32, 0.1, 5000)
+    assert (curriculum.size, curriculum.density, curriculum.examples) == (32, 0.1, 5000)
     assert curriculum.windows == (5, 9, 13, 17, 21) and config.epochs == 250
     assert config.optimizer.name == "adam" and config.model.name == "spathnet-20-32-20"
 
 
-def test_every_file_is_in_the_tables():
-    papers = {f.stem for f in FILES} - {"quickstart", "fashion_mnist"}
-    assert papers == set(TRAINABLE)
-    configs: list[Config] = [load_file(f) for f in FILES]
-    assert set(SMALLER) <= {config.model.name for config in configs}
+# --- Studies
 
 
-PATHS = """
-from paramshare.training.config import Config, Data, Model, Optimizer, Schedule
-from paramshare.training.data import Curriculum
+def study(name: str, monkeypatch, *args: Any) -> dict[str, Any]:
+    """The globals of a study, ready for `main()`, as if it were run as a script."""
+    script = EXPERIMENTS / "studies" / f"{name}.py"
+    monkeypatch.syspath_prepend(script.parent)
+    monkeypatch.setattr(sys, "argv", [str(script), *map(str, args)])
+    return runpy.run_path(str(script))["main"].__globals__
 
+
+GRIDS = """
+from paramshare.data import Curriculum, Grids
+from paramshare.training.config import Config, Model, Optimizer, Schedule
+
+curriculum = Curriculum(
+    6, 0.1, (2, 4), 16, 3, far_windows=(6,), far_sizes=(8,), far_densities=()
+)
 config = Config(
     model=Model("spathnet-3-2-3"),
-    data=Data("grids", curriculum=Curriculum(6, 0.1, (2, 4), 16, 3, far_windows=(6,), far_sizes=(8,), far_densities=())),
-    optimizer=Optimizer("adam", weight_decay=0.0), schedule=Schedule("constant"), epochs=2, batch_size=8, log_every=1,
+    data=Grids(curriculum=curriculum),
+    optimizer=Optimizer("adam", weight_decay=0.0),
+    schedule=Schedule("constant"),
+    epochs=2,
+    batch_size=8,
+    log_every=1,
 )
 """
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--data.validation", "0"], "takes a validation each epoch"),
-        (["--validate-every", "2"], "takes a validation each epoch"),
-        (["--data.curriculum.far-windows"], "a far window and a far size or more"),
-        (["--data.name", "digits"], "a path net on grids is wanted"),
-        (["--arms", "gan"], "arms are cnn, scnn3, scnn3r, loop1"),
-        (["--processes", "0"], "processes 1 or more"),
-    ],
-    ids=str,
-)
-def test_what_cannot_be_compared_is_told_before_anything_is_trained(options, said, tmp_path, monkeypatch):
-    (tmp_path / "config.py").write_text(PATHS)
-    script, out = pathlib.Path(__file__).parents[1] / "experiments" / "shortest_paths_compare.py", tmp_path / "out"
-    monkeypatch.syspath_prepend(script.parent)  # as Python does for a script
-    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "config.py"), "--out", str(out), *options])
-    with pytest.raises(ConfigError, match=said):
-        runpy.run_path(str(script))["main"]()
-    assert not out.exists()
+@pytest.fixture
+def grids(tmp_path) -> pathlib.Path:
+    (tmp_path / "config.py").write_text(GRIDS)
+    return tmp_path / "config.py"
 
 
 @pytest.mark.usefixtures("quick_compilation")
-def test_shortest_paths_are_compared(tmp_path, monkeypatch, capsys):
-    """In small: what is measured of every arm, its tables and pictures; and that runs are not repeated."""
-    (tmp_path / "config.py").write_text(PATHS)
-    script, out = pathlib.Path(__file__).parents[1] / "experiments" / "shortest_paths_compare.py", tmp_path / "out"
-    monkeypatch.syspath_prepend(script.parent)  # as Python does for a script
-    main = runpy.run_path(str(script))["main"]
-    monkeypatch.setitem(main.__globals__, "MORE", (1.0, 2.0))
-    arms = main.__globals__["arms"](3)
-    arms["scnn1"] = dataclasses.replace(arms["scnn1"], recurrence=0.01)  # folds for certain, as such networks do after long training
-    monkeypatch.setitem(main.__globals__, "arms", lambda depth: arms)
+def test_networks_are_compared_on_any_task(grids, tmp_path, monkeypatch, capsys):
+    """One command for a task without accuracy; rerun, it reads the finished runs."""
+    out = tmp_path / "out"
+    args = (grids, "--models", "pathnet-2-2", "--seeds", "0", "1", "--out", out)
+    study("compare", monkeypatch, *args)["main"]()
+    text = (out / "table.md").read_text()
+    assert (
+        "test F1, last epoch, mean of 2 seeds" in text and text.strip() in capsys.readouterr().out
+    )
+    results = [json.loads((out / f"pathnet-2-2-seed{i}/result.json").read_text()) for i in (0, 1)]
+    scores = [result["last"]["measures"]["f1"] for result in results]
+    assert f"{np.mean(scores):.2%} ({np.std(scores, ddof=1):.2%})" in text
+    before = (out / "pathnet-2-2-seed0" / "metrics.jsonl").stat().st_mtime_ns
+    study("compare", monkeypatch, *args)["main"]()
+    assert (out / "pathnet-2-2-seed0" / "metrics.jsonl").stat().st_mtime_ns == before
 
-    def compare(*arms: str, seeds: str) -> list[dict[str, Any]]:
-        options = ["--arms", *arms, "--seeds", *seeds, "--optimizer.learning-rate", "0.02"]
-        monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "config.py"), "--out", str(out), *options])
-        main()
-        for name in ("curves", "grids", "reach"):
-            assert (out / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-            (out / f"{name}.png").unlink()
-        return json.loads((out / "measured.json").read_text())
 
-    # Points farther apart than in the last phase
-    kinds = Curriculum(6, 0.1, (2, 4), 16, 3, far_windows=(6,), far_sizes=(8,), far_densities=()).kinds()
-    beyond = [kind for kind, grids in kinds.items() if (apart(fixed_set(grids, "test", 3)[0]) > 4).any()]
-    assert beyond
-    found = {record["arm"]: record for record in compare("loop1", "scnn3r", "scnn1", seeds="0")}
+@pytest.mark.usefixtures("quick_compilation")
+def test_networks_are_folded_on_any_task(grids, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    args = (grids, "--model", "spathnet-3-2-1", "--seeds", "0", "--out", out, "--thresholds", "0.9")
+    study("folding", monkeypatch, *args)["main"]()
+    records = json.loads((out / "folding.json").read_text())
+    assert [record["fold"] for record in records] == ["not folded", "0.9", "period 2"] * 2
+    for record in records[1::3]:  # one template: one kernel, and what is computed stays the same
+        assert record["banks"][0]["groups"] == [0, 0, 0] and "tuned" in record
+        assert record["after"] == pytest.approx(record["before"], abs=1e-6)
+    assert "F1 before" in (out / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.validation", "0"], "needs a validation after each epoch"),
+        (["--data.curriculum.far-windows"], "at least one far window"),
+        (["--data.name", "digits"], "needs a path net on grids"),
+        (["--arms", "gan"], "the arms are cnn, scnn3, scnn3r, loop1"),
+        (["--processes", "0"], "must be 1 or more"),
+    ],
+    ids=str,
+)
+def test_bad_comparisons_are_refused_before_training(
+    options, message, grids, tmp_path, monkeypatch
+):
+    main = study("shortest_paths_compare", monkeypatch, grids, "--out", tmp_path / "out", *options)
+    with pytest.raises(ConfigError, match=message):
+        main["main"]()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_shortest_paths_are_compared(grids, tmp_path, monkeypatch):
+    """What is measured of every arm, its tables and pictures; finished runs are not repeated."""
+    out = tmp_path / "out"
+
+    def compare(*names: str, seeds: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        options = ["--arms", *names, "--seeds", *seeds, "--optimizer.learning-rate", "0.02"]
+        module = study("shortest_paths_compare", monkeypatch, grids, "--out", out, *options)
+        arms = module["arms"](3)
+        # One template for all layers folds for certain, as others do after long training.
+        arms["scnn1"] = dataclasses.replace(arms["scnn1"], recurrence=0.01)
+        monkeypatch.setitem(module, "arms", lambda depth: arms)
+        monkeypatch.setitem(module, "MORE", (1.0, 2.0))
+        assert run_command(module["main"]) == 0
+        for picture in ("curves", "grids", "reach"):
+            assert (out / f"{picture}.png").read_bytes()[:4] == b"\x89PNG"
+            (out / f"{picture}.png").unlink()
+        return json.loads((out / "measured.json").read_text()), module
+
+    records, module = compare("loop1", "scnn3r", "scnn1", seeds="0")
+    by_arm = {record["arm"]: record for record in records}
     kernel, private = 9 * 2 * 2, 2 * 2 + 3 * 2 * 2 + 2 + 1
-    trainable = {"loop1": kernel + private, "scnn3r": 3 * kernel + 3 * 3 + private, "scnn1": kernel + 3 + private}
-    assert {name: record["trainable"] for name, record in found.items()} == trainable
-    for record in found.values():
-        assert list(record["tests"])[:5] == ["window 2", "window 4", "window 6", "size 8", "size 8, window 8"]
-        assert set(list(record["tests"])[5:]) == {f"{kind}, beyond" for kind in beyond}
-        assert [line["phase"] for line in record["epochs"]] == [1, 2] and record["steps_per_epoch"] == 2
-        assert [step for step, _ in record["steps"]] == [1, 2, 3, 4] and [epoch for epoch, _ in record["similar"]] == [0, 1, 2]
-    assert "fold" in found["scnn3r"] and "tests" not in found["scnn3r"]["fold"] and "fold" not in found["loop1"]  # after so few steps
-    assert [name for name in found if "longer" in found[name]] == ["loop1", "scnn1"]
-    # One template for all layers: they fold into one kernel, and what they compute stays.
-    folded = found["scnn1"]["fold"]
-    assert (folded["groups"], folded["period"], folded["similarity"]) == ([0, 0, 0], 1, pytest.approx(1))
-    # A loop as deep as it was trained is what was tested before; deeper ones are measured in every way.
-    longer = found["loop1"]["longer"]
-    assert [(e["depth"], e["how"]) for e in longer[::2]] == [(3, "middle"), (6, "middle"), (6, "stretch"), (6, "last")]
-    for tests in (folded["tests"], longer[0]["tests"]):
-        arm = "scnn1" if tests is folded["tests"] else "loop1"
-        assert set(tests) <= set(found[arm]["tests"])
+    assert {name: record["trainable"] for name, record in by_arm.items()} == {
+        "loop1": kernel + private,
+        "scnn3r": 3 * kernel + 3 * 3 + private,
+        "scnn1": kernel + 3 + private,
+    }
+    # Test sets of the curriculum, and their problems with points farther apart than in training.
+    kinds = load_file(grids).data.curriculum.kinds()  # pyright: ignore[reportAttributeAccessIssue]
+    beyond = [
+        f"{kind}, beyond"
+        for kind, problems in kinds.items()
+        if (smallest_window(fixed_set(problems, "test", 3)[0]) > 4).any()
+    ]
+    assert beyond
+    for record in records:
+        assert list(record["tests"]) == [*kinds, *beyond]
+        assert [line["phase"] for line in record["epochs"]] == [1, 2]
+        assert [step for step, _ in record["steps"]] == [1, 2, 3, 4]
+        assert [epoch for epoch, _ in record["similar"]] == [0, 1, 2]
+    # Only one template folds after so few steps. The fold changes nothing that is computed.
+    assert "tests" not in by_arm["scnn3r"]["fold"] and "fold" not in by_arm["loop1"]
+    assert [name for name in by_arm if "longer" in by_arm[name]] == ["loop1", "scnn1"]
+    fold, longer = by_arm["scnn1"]["fold"], by_arm["loop1"]["longer"]
+    assert (fold["groups"], fold["period"]) == ([0, 0, 0], 1)
+    # A loop at its trained depth gives the results of training; deeper ones try all of `HOW`.
+    assert [(entry["depth"], entry["how"]) for entry in longer[::2]] == [
+        (3, "middle"),
+        (6, "middle"),
+        (6, "stretch"),
+        (6, "last"),
+    ]
+    for arm, tests in (("scnn1", fold["tests"]), ("loop1", longer[0]["tests"])):
         for kind, test in tests.items():
-            assert test["f1"] == pytest.approx(found[arm]["tests"][kind]["f1"], abs=1e-6), (arm, kind)
-    text = (out / "tables.md").read_text()
-    more, usual = (entry["tests"]["size 8, window 8"]["f1"] for entry in (longer[-1], longer[1]))  # both with statistics gathered anew
-    for part in (
-        f"{more - usual:+.3f} ± nan) |",
-        "Trainable numbers",
-        "Folding at similarity .9",
-        "after training, hard loop, run for more iterations",
-        "after training, SCNN, k = 1, run for more iterations",
-        "learning-rate 0.02",
-    ):
+            expected = by_arm[arm]["tests"][kind]["f1"]
+            assert test["f1"] == pytest.approx(expected, abs=1e-6), (arm, kind)
+    text = (out / "table.md").read_text()
+    deeper, usual = (entry["tests"]["size 8, window 8"]["f1"] for entry in (longer[-1], longer[1]))
+    for part in (f"{deeper - usual:+.3f} ± nan)", "Folding at similarity .9", "learning-rate 0.02"):
         assert part in text
-    assert text.strip() in capsys.readouterr().out
 
-    # Beside a CNN of the same seed, here the loop under its name, everything is told as a difference.
-    against = main.__globals__["tables"]([found["loop1"] | {"arm": "cnn"}, found["scnn3r"]], {"cnn": "CNN", "scnn3r": "SCNN"})
-    one, other = ([line["validation_f1"] for line in found[name]["epochs"]] for name in ("scnn3r", "loop1"))  # an epoch a phase
-    differences = [a - b for a, b in zip(one, other, strict=True)]
-    row = " | ".join(f"{difference:+.3f} ± nan" for difference in [*differences, differences[1]])
-    title = "Validation F1 over all epochs of each phase less that of the CNN of the same seed:"
+    # Differences from a CNN of the same seed; here the loop takes its name.
+    pair = [by_arm["loop1"] | {"arm": "cnn"}, by_arm["scnn3r"]]
+    against = module["tables"](pair, {"cnn": "CNN", "scnn3r": "SCNN"})
+    one, other = ([x["validation"] for x in by_arm[n]["epochs"]] for n in ("scnn3r", "loop1"))
+    gains = [a - b for a, b in zip(one, other, strict=True)]  # one epoch per phase
+    row = " | ".join(f"{gain:+.3f} ± nan" for gain in [*gains, gains[1]])
+    title = "Validation F1 over all epochs of each phase, difference from the CNN of the same seed:"
     assert against.split(title)[1].split("\n\n")[1].splitlines()[2] == f"| SCNN | {row} |"
 
-    # Of two seeds: the run that has finished is read, the other one trained. There is no loop among them.
+    # Two seeds: the finished run is read and the other one trained. The interval is Student's.
     metrics = out / "scnn1-seed0" / "metrics.jsonl"
     before = metrics.stat().st_mtime_ns
-    again = compare("scnn1", seeds="01")
-    assert metrics.stat().st_mtime_ns == before and again[0] == found["scnn1"] and [record["seed"] for record in again] == [0, 1]
-    f1 = [record["tests"]["window 6"]["f1"] for record in again]
-    half = abs(f1[1] - f1[0]) / 2 * 12.7062  # Student's t of one degree of freedom
-    assert f"{np.mean(f1):.3f} ± {half:.3f} |" in (out / "tables.md").read_text()
+    both, _ = compare("scnn1", seeds="01")
+    assert metrics.stat().st_mtime_ns == before and both[0] == by_arm["scnn1"]
+    f1 = [record["tests"]["window 6"]["f1"] for record in both]
+    half = abs(f1[1] - f1[0]) / 2 * 12.7062  # quantile of one degree of freedom
+    assert f"{np.mean(f1):.3f} ± {half:.3f} |" in (out / "table.md").read_text()

@@ -1,6 +1,7 @@
-"""The orthogonality penalty of Kang & Kim, against their formula in double precision, and the floors that follow from it."""
+"""Penalties, against their formulas in double precision, and the published floors."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,19 +11,32 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-import paramshare
-from paramshare import FilterBasis, PenaltyError, Plan, Repeat, Ring, Rule, Soft, Tied, orthogonality
+from paramshare import (
+    FilterBasis,
+    PenaltyError,
+    PlanError,
+    Repeat,
+    Ring,
+    Shared,
+    Site,
+    Soft,
+    Tied,
+    orthogonality,
+    recurrence,
+)
+from paramshare.layout import Layout, SharedBank, variables_of
+from paramshare.schemes import Scheme
 
-KEY = jax.random.key(0, impl="rbg")  # compiles faster than the default
 RNG = np.random.default_rng(0)
-# A float32 product of P = 36 terms around 1/36 errs by some 1e-7 of it; squares and their mean keep that.
+# A float32 product of P = 36 terms around 1/36 has an error of some 1e-7 of it.
 CLOSE = 1e-6
+Model = tuple[Shared, dict[str, Any]]  # a shared model and its variables
 
 
 def rows(kernel: Any) -> np.ndarray:
     """B of the paper: (n, P), the flattened filters of a kernel (..., n), not normalised."""
     kernel = np.asarray(kernel, np.float64)
-    return np.stack([kernel[..., n].ravel() for n in range(kernel.shape[-1])])
+    return kernel.reshape(-1, kernel.shape[-1]).T
 
 
 def squares(b: np.ndarray) -> float:
@@ -35,226 +49,317 @@ def draw(*shape: int, scale: float = 0.2) -> np.ndarray:
 
 
 def orthonormal(p: int, n: int) -> np.ndarray:
-    """A kernel (p, n) whose n filters, or if those are more than p then their p numbers, are orthonormal."""
+    """A kernel (p, n) with orthonormal columns, or with orthonormal rows if n > p."""
     q = np.linalg.qr(RNG.normal(size=(max(p, n), min(p, n))))[0]
     return q if p >= n else q.T
 
 
-def tied(*kernels: Any) -> dict:
-    return {"banks": {f"stage{i}": {"kernels": jnp.asarray(kernel)[None]} for i, kernel in enumerate(kernels)}}
+def sharing(banks: Mapping[str, tuple[Scheme, tuple[int, ...], int]]) -> Shared:
+    """A model with banks of a scheme, and a shape and number of sites each."""
+    layout = Layout(
+        tuple(
+            SharedBank(name, scheme, tuple(Site(f"{name}{i}/kernel", shape) for i in range(count)))
+            for name, (scheme, shape, count) in banks.items()
+        ),
+        plain=0,
+    )
+    return Shared(nn.Dense(1), layout)
+
+
+def zeros(shared: Shared) -> dict[str, Any]:
+    """Variables of a model, all zero."""
+    banks, params = variables_of({b.name: b.scheme.shapes(b.sites) for b in shared.layout.banks})
+    shapes = {"banks": banks, "params": params}
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def tied(kernels: Mapping[str, Any]) -> Model:
+    """Banks of one kernel each, for two sites."""
+    shared = sharing({name: (Tied(), kernel.shape, 2) for name, kernel in kernels.items()})
+    banks = {name: {"kernels": jnp.asarray(kernel)[None]} for name, kernel in kernels.items()}
+    return shared, {"banks": banks}
+
+
+def stages(*kernels: Any) -> Model:
+    return tied({f"stage{i}": kernel for i, kernel in enumerate(kernels)})
+
+
+def basis(filters: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> Model:
+    """Banks of filters (bases, ..., s), and own filters (sites, ..., u)."""
+    own = own or {}
+    banks = {}
+    for name, array in filters.items():
+        unique, count = (own[name].shape[-1], len(own[name])) if name in own else (0, len(array))
+        scheme = FilterBasis(array.shape[-1], unique, bases=len(array))
+        banks[name] = scheme, (*array.shape[1:-1], array.shape[-1] + unique), count
+    params = {
+        name: {f"{name}{i}.kernel": jnp.asarray(array) for i, array in enumerate(arrays)}
+        for name, arrays in own.items()
+    }
+    variables = {"banks": {name: {"filters": jnp.asarray(a)} for name, a in filters.items()}}
+    return sharing(banks), variables | {"params": {"own": params}}
+
+
+def both(*models: Model) -> Model:
+    """One model with the banks of two."""
+    (first, a), (second, b) = models
+    layout = Layout((*first.layout.banks, *second.layout.banks), plain=0)
+    return Shared(nn.Dense(1), layout), {**a, **b, "banks": a["banks"] | b["banks"]}
 
 
 def test_one_basis_a_stage_is_one_mean_over_all_stages():
     kernels = [draw(3, 3, 4, 8), draw(3, 3, 6, 16), draw(10, 5)]
-    banks = {f"stage{i}": {"filters": jnp.asarray(kernel)[None]} for i, kernel in enumerate(kernels)}
-    wanted = sum(squares(rows(k)) for k in kernels) / (8**2 + 16**2 + 5**2)
-    np.testing.assert_allclose(orthogonality({"banks": banks}), wanted, rtol=CLOSE)
-    np.testing.assert_allclose(orthogonality(tied(*kernels)), wanted, rtol=CLOSE)  # a tied kernel is a basis of all its filters
+    expected = sum(squares(rows(k)) for k in kernels) / (8**2 + 16**2 + 5**2)
+    bases = basis({f"stage{i}": kernel[None] for i, kernel in enumerate(kernels)})
+    np.testing.assert_allclose(orthogonality(*bases), expected, rtol=CLOSE)
+    # A tied kernel is a basis of all its filters.
+    np.testing.assert_allclose(orthogonality(*stages(*kernels)), expected, rtol=CLOSE)
 
 
 def test_two_bases_of_a_stage_are_stacked():
-    stages = [draw(2, 3, 3, 4, 8), draw(2, 3, 3, 6, 5)]
-    banks = {f"stage{i}": {"filters": jnp.asarray(filters)} for i, filters in enumerate(stages)}
-    stacked = [np.concatenate([rows(basis) for basis in filters]) for filters in stages]
-    np.testing.assert_allclose(orthogonality({"banks": banks}), sum(map(squares, stacked)) / (16**2 + 10**2), rtol=CLOSE)
+    filters = [draw(2, 3, 3, 4, 8), draw(2, 3, 3, 6, 5)]
+    stacked = [np.concatenate([rows(one) for one in array]) for array in filters]
+    model = basis({f"stage{i}": array for i, array in enumerate(filters)})
+    expected = sum(map(squares, stacked)) / (16**2 + 10**2)
+    np.testing.assert_allclose(orthogonality(*model), expected, rtol=CLOSE)
+
+
+def test_filters_follow_the_output_axes_of_the_site():
+    kernel = draw(3, 2, 4)  # two heads' outputs of three entries, from four inputs
+    sites = (Site("out/kernel", kernel.shape, in_axes=(2,), out_axes=(0, 1)),)
+    shared = Shared(nn.Dense(1), Layout((SharedBank("heads", Tied(), sites),), plain=0))
+    variables = {"banks": {"heads": {"kernels": jnp.asarray(kernel)[None]}}}
+    expected = squares(kernel.reshape(6, 4).astype(np.float64)) / 36
+    np.testing.assert_allclose(orthogonality(shared, variables), expected, rtol=CLOSE)
 
 
 def test_pools_have_a_mean_each_and_are_added():
-    """The "++" networks: the 3x3 of all stages, and apart from them the 1x1 of all stages."""
+    """The "++" networks: the 3x3 kernels of all stages are one pool, the 1x1 kernels another."""
     convs, expansions = [draw(3, 3, 4, 4), draw(3, 3, 6, 6)], [draw(4, 16), draw(6, 24)]
-    banks = {f"conv-{i}": {"kernels": k[None]} for i, k in enumerate(convs)} | {
-        f"expand-{i}": {"kernels": k[None]} for i, k in enumerate(expansions)
+    named = {f"conv-{i}": k for i, k in enumerate(convs)}
+    model = tied(named | {f"expand-{i}": k for i, k in enumerate(expansions)})
+
+    def mean(kernels: list) -> float:
+        return sum(squares(rows(k)) for k in kernels) / sum(k.shape[-1] ** 2 for k in kernels)
+
+    expected = {
+        (r"conv-\d", r"expand-\d"): mean(convs) + mean(expansions),
+        (r"expand-\d",): mean(expansions),
+        (".*",): mean(convs + expansions),
+        (): mean(convs + expansions),
     }
-    first, second = (sum(squares(rows(k)) for k in ks) / sum(k.shape[-1] ** 2 for k in ks) for ks in (convs, expansions))
-    np.testing.assert_allclose(orthogonality({"banks": banks}, r"conv-\d", r"expand-\d"), first + second, rtol=CLOSE)
-    np.testing.assert_allclose(orthogonality({"banks": banks}, r"expand-\d"), second, rtol=CLOSE)
-    together = sum(squares(rows(k)) for k in convs + expansions) / sum(k.shape[-1] ** 2 for k in convs + expansions)
-    np.testing.assert_allclose(orthogonality({"banks": banks}, ".*"), together, rtol=CLOSE)
-    np.testing.assert_allclose(orthogonality({"banks": banks}), together, rtol=CLOSE)
+    for pools, value in expected.items():
+        np.testing.assert_allclose(orthogonality(*model, *pools), value, rtol=CLOSE)
 
 
 def test_pools_match_whole_names():
-    banks = {"stage1": {"kernels": draw(1, 4, 4)}, "stage10": {"kernels": draw(1, 4, 4)}}
-    np.testing.assert_allclose(orthogonality({"banks": banks}, "stage1"), squares(rows(banks["stage1"]["kernels"][0])) / 16, rtol=CLOSE)
+    kernel, other = draw(4, 4), draw(4, 4)
+    actual = orthogonality(*tied({"stage1": kernel, "stage10": other}), "stage1")
+    np.testing.assert_allclose(actual, squares(rows(kernel)) / 16, rtol=CLOSE)
 
 
 @pytest.mark.parametrize("bases", [1, 2])
 def test_unique_filters_are_counted_as_in_the_reference(bases):
-    """Of all inner products of [shared, unique of every layer]: shared rows with all columns, and every layer's own with one another."""
-    shared, own, plain = draw(bases, 3, 3, 4, 6), draw(4, 3, 3, 4, 2), draw(3, 3, 4, 5)
-    all_rows = np.concatenate([*map(rows, shared), *map(rows, own)])
-    layer = np.array([-1] * (6 * bases) + [i for i in range(4) for _ in range(2)])  # who a row belongs to; -1: everybody
+    """Shared rows with all columns, and each layer's unique filters with one another."""
+    filters, own, plain = draw(bases, 3, 3, 4, 6), draw(4, 3, 3, 4, 2), draw(3, 3, 4, 5)
+    all_rows = np.concatenate([*map(rows, filters), *map(rows, own)])
+    # The layer of each row; -1: shared by all.
+    layer = np.array([-1] * (6 * bases) + [i for i in range(4) for _ in range(2)])
     counted = (layer[:, None] == -1) | (layer[:, None] == layer[None, :])
     assert counted.sum() == 6 * bases * (6 * bases + 8) + 4 * 2 * 2
-    found = np.sum((all_rows @ all_rows.T - np.eye(len(layer)))[counted] ** 2)
-    variables = {
-        "banks": {
-            "stage1": {"filters": jnp.asarray(shared)},
-            "stage2": {"kernels": jnp.asarray(plain)[None]},
-        },  # the second has no unique ones
-        "params": {"coefficients": {"stage1": {"unique": jnp.asarray(own)}}, "model": {}},
-    }
-    wanted = (found + squares(rows(plain))) / (counted.sum() + 25)
-    np.testing.assert_allclose(orthogonality(variables, unique=True), wanted, rtol=CLOSE)
-    np.testing.assert_allclose(orthogonality(variables, "stage1", unique=True), found / counted.sum(), rtol=CLOSE)
-    alone = squares(np.concatenate([rows(basis) for basis in shared])) / (6 * bases) ** 2
-    np.testing.assert_allclose(orthogonality(variables, "stage1"), alone, rtol=CLOSE)
+    error = np.sum((all_rows @ all_rows.T - np.eye(len(layer)))[counted] ** 2)
+    # The second stage has no unique filters.
+    model = both(basis({"stage1": filters}, {"stage1": own}), tied({"stage2": plain}))
+    model[1]["params"] = basis({"stage1": filters}, {"stage1": own})[1]["params"]
+    expected = (error + squares(rows(plain))) / (counted.sum() + 25)
+    np.testing.assert_allclose(orthogonality(*model, unique=True), expected, rtol=CLOSE)
+    np.testing.assert_allclose(
+        orthogonality(*model, "stage1", unique=True), error / counted.sum(), rtol=CLOSE
+    )
+    alone = squares(np.concatenate([rows(one) for one in filters])) / (6 * bases) ** 2
+    np.testing.assert_allclose(orthogonality(*model, "stage1"), alone, rtol=CLOSE)
 
 
 @pytest.mark.parametrize("angle", [90, 60, 10])
 def test_it_measures_angles_and_lengths(angle):
-    """Two unit filters at an angle: two inner products of four are off, by the cosine. One of length r: by r^2 - 1."""
+    """Of two unit filters, two of four products are the cosine; of length r, one is r^2 - 1."""
     cosine = math.cos(math.radians(angle))
-    filters = np.array([[1, 0], [cosine, math.sin(math.radians(angle))]]).T
-    np.testing.assert_allclose(orthogonality(tied(np.float32(filters))), 2 * cosine**2 / 4, rtol=1e-6, atol=1e-13)
-    np.testing.assert_allclose(orthogonality(tied(np.float32(0.5 * np.eye(5, 1)))), (0.25 - 1) ** 2, rtol=1e-6)
+    filters = np.array([[1, 0], [cosine, math.sin(math.radians(angle))]], np.float32).T
+    np.testing.assert_allclose(
+        orthogonality(*stages(filters)), 2 * cosine**2 / 4, rtol=1e-6, atol=1e-13
+    )
+    half = np.float32(0.5 * np.eye(5, 1))
+    np.testing.assert_allclose(orthogonality(*stages(half)), (0.25 - 1) ** 2, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("p", "n"), [(36, 8), (9, 9), (5, 1)])
 def test_it_is_zero_for_orthonormal_filters_and_for_no_others(p, n):
     kernel = orthonormal(p, n)
-    zero = float(orthogonality(tied(np.float32(kernel))))
-    assert zero < 1e-13  # squares of float32 roundings, 6e-8
-    for _ in range(5):  # away from them: (1 + e S)^2 - 1 = 2 e S + ..., of norm 2 e; other directions keep them so
+    # Squares of float32 roundings, 6e-8.
+    assert float(orthogonality(*stages(np.float32(kernel)))) < 1e-13
+    for _ in range(5):
+        # (1 + e S)^2 - 1 = 2 e S + ..., of norm 2 e; antisymmetric directions keep it zero.
         symmetric = RNG.normal(size=(n, n))
         symmetric += symmetric.T
-        moved = kernel + 1e-2 * kernel @ symmetric / np.linalg.norm(symmetric)
-        assert float(orthogonality(tied(np.float32(moved)))) == pytest.approx(4e-4 / n**2, rel=0.011)
+        moved = np.float32(kernel + 1e-2 * kernel @ symmetric / np.linalg.norm(symmetric))
+        assert float(orthogonality(*stages(moved))) == pytest.approx(4e-4 / n**2, rel=0.011)
     if n > 1:
         kernel[:, 0] = kernel[:, 1]
-        assert float(orthogonality(tied(np.float32(kernel)))) == pytest.approx(2 / n**2, rel=1e-5)
+        actual = float(orthogonality(*stages(np.float32(kernel))))
+        assert actual == pytest.approx(2 / n**2, rel=1e-5)
 
 
 FLOORS = {
-    "ResNet50-Shared++, second basis": ([(p, 4 * p) for p in (64, 128, 256, 512)], 5.17004e-4, 5e-10),
+    "ResNet50-Shared++, second basis": (
+        [(p, 4 * p) for p in (64, 128, 256, 512)],
+        5.17004e-4,
+        5e-10,
+    ),
     "MobileNetV2-Shared": ([(c, 6 * c) for c in (32, 64, 96, 160)], 1.224181e-3, 5e-10),
 }
 
 
 @pytest.mark.parametrize("case", FLOORS)
-def test_the_published_floors_where_filters_outnumber_their_numbers(case):
-    """As many digits as are published; and its gradient is zero there."""
+def test_the_published_floors_where_filters_outnumber_their_entries(case):
+    """To as many digits as are published; the gradient is zero there."""
     shapes, floor, half_a_digit = FLOORS[case]
-    kernels = [jnp.asarray(orthonormal(*shape), jnp.float32) for shape in shapes]
-    value, gradient = jax.jit(jax.value_and_grad(orthogonality))(tied(*kernels))
+    kernels = [orthonormal(*shape).astype(np.float32) for shape in shapes]
+    shared, variables = stages(*kernels)
+    value, gradient = jax.jit(jax.value_and_grad(lambda v: orthogonality(shared, v)))(variables)
     assert float(value) == pytest.approx(floor, abs=half_a_digit)
-    # An entry's gradient is 4 / sum n^2 times a sum that is zero but for roundings.
-    assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(gradient)) < 1e-6 * 4 / sum(n**2 for _, n in shapes)
+    # An entry's gradient is 4 / sum n^2 times a sum that is zero up to rounding.
+    largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(gradient))
+    assert largest < 1e-6 * 4 / sum(n**2 for _, n in shapes)
 
 
 def test_no_filters_are_below_the_floor():
-    """p numbers, n > p filters: B B^T has rank p, so n - p of its eigenvalues are zero and miss the one they should be."""
+    """With p entries and n > p filters, n - p eigenvalues of B B^T are zero instead of one."""
     for p, n in ((1, 2), (3, 7), (6, 8)):
         for scale in (0.1, 0.5, 1.0):
-            assert float(orthogonality(tied(draw(p, n, scale=scale)))) >= (n - p) / n**2 * (1 - 1e-6)
+            actual = float(orthogonality(*stages(draw(p, n, scale=scale))))
+            assert actual >= (n - p) / n**2 * (1 - 1e-6)
         kernel = orthonormal(p, n)
         for scale in (0.9, 1.0, 1.1):  # p eigenvalues are scale^2
-            wanted = (n - p + p * (scale**2 - 1) ** 2) / n**2
-            assert float(orthogonality(tied(np.float32(scale * kernel)))) == pytest.approx(wanted, rel=1e-6)
+            expected = (n - p + p * (scale**2 - 1) ** 2) / n**2
+            actual = float(orthogonality(*stages(np.float32(scale * kernel))))
+            assert actual == pytest.approx(expected, rel=1e-6)
 
 
-def both(bases: int = 2) -> dict:
-    """Variables with filters, unique ones among them, and pools."""
-    return {
-        "banks": {"a": {"filters": draw(bases, 3, 3, 2, 3)}, "b": {"kernels": draw(1, 3, 7)}},
-        "params": {"coefficients": {"a": {"unique": draw(4, 3, 3, 2, 2)}}, "model": {"bias": draw(3)}},
-        "batch_stats": {"model": {"mean": draw(3)}},
-    }
+def pooled() -> Model:
+    """Shared and unique filters, and a tied kernel."""
+    model = basis({"a": draw(2, 3, 3, 2, 3)}, {"a": draw(4, 3, 3, 2, 2)})
+    shared, variables = both(tied({"b": draw(3, 7)}), model)
+    variables["params"]["model"] = {"bias": draw(3)}
+    return shared, variables | {"batch_stats": {"model": {"mean": draw(3)}}}
 
 
-@pytest.mark.parametrize("unique", [False, True])
-def test_gradient_against_finite_differences(unique):
+@pytest.mark.parametrize("include_unique", [False, True])
+def test_gradient_of_orthogonality_against_finite_differences(include_unique):
     with jax.enable_x64(True):
-        variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), both())
-        penalty = jax.jit(lambda v: orthogonality(v, "a", "b", unique=unique))
+        shared, variables = pooled()
+        variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), variables)
+        penalty = jax.jit(lambda v: orthogonality(shared, v, "a", "b", unique=include_unique))
         check_grads(penalty, (variables,), order=1, modes=("rev",), rtol=1e-6, atol=1e-6)
         gradient = jax.jit(jax.grad(penalty))(variables)
-    zero = {jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient) if not np.any(np.asarray(leaf))}
-    assert zero == {"['params']['model']['bias']", "['batch_stats']['model']['mean']"} | (
-        set() if unique else {"['params']['coefficients']['a']['unique']"}
-    )
+    zero = {
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
+        if not np.any(np.asarray(leaf))
+    }
+    own = {f"['params']['own']['a']['a{i}.kernel']" for i in range(4)}
+    ignored = {"['params']['model']['bias']", "['batch_stats']['model']['mean']"}
+    assert zero == ignored | (set() if include_unique else own)
 
 
 def test_jit_changes_nothing_and_gives_a_scalar():
-    variables = both()
-    for pools, unique in (((), False), (("a",), True), (("a", "b"), True)):
-        plain = orthogonality(variables, *pools, unique=unique)
-        jitted = jax.jit(lambda v, pools=pools, unique=unique: orthogonality(v, *pools, unique=unique))(variables)
+    shared, variables = pooled()
+    for pools, unique in (((), False), (("a", "b"), True)):
+        plain = orthogonality(shared, variables, *pools, unique=unique)
+        jitted = jax.jit(lambda v, p=pools, u=unique: orthogonality(shared, v, *p, unique=u))(
+            variables
+        )
         assert plain.shape == jitted.shape == ()
         assert plain.dtype == jitted.dtype == jnp.float32
         np.testing.assert_allclose(jitted, plain, rtol=CLOSE)
 
 
-def test_float64_banks_are_summed_in_float64():
+def test_the_precision_is_that_of_the_bank():
     kernel = RNG.normal(size=(5, 4))
     with jax.enable_x64(True):
-        found = orthogonality(tied(kernel))
-        assert found.dtype == jnp.float64
-    np.testing.assert_allclose(found, squares(rows(kernel)) / 16, rtol=1e-14)
+        double, single = (orthogonality(*stages(k)) for k in (kernel, np.float32(kernel)))
+    assert (double.dtype, single.dtype) == (jnp.float64, jnp.float32)
+    np.testing.assert_allclose(double, squares(rows(kernel)) / 16, rtol=1e-14)
 
 
-def test_float32_banks_where_float64_is_allowed():
-    with jax.enable_x64(True):
-        found = orthogonality(tied(draw(5, 4)))
-    assert found.dtype == jnp.float32
+OTHERS = {
+    "soft": (Soft(1), (8, 8), 1),
+    "ring": (Ring(50), (8, 8), 1),
+    "repeat": (Repeat(base=(4, 4)), (8, 8), 1),
+}
+FILTERS = {"basis": (FilterBasis(6, 2), (8, 8), 1), "tied": (Tied(), (8, 8), 1)}
 
 
-class Net(nn.Module):
-    """Five layers, for banks of every kind."""
-
-    @nn.compact
-    def __call__(self, x):
-        for i in range(5):
-            x = nn.Dense(8, name=f"dense{i}")(x)
-        return x
-
-
-X = jnp.ones((2, 8))
-OTHERS = (
-    Rule("dense0/kernel", Soft(1), bank="soft"),
-    Rule("dense1/kernel", Ring(50), bank="ring"),
-    Rule("dense2/kernel", Repeat(base=(4, 4)), bank="repeat"),
-)
-FILTERS = (
-    Rule("dense3/kernel", FilterBasis(6, 2), bank="basis"),
-    Rule("dense4/kernel", Tied(scale=1.0), bank="tied"),
-)
-
-
-def init(*rules: Rule, model: nn.Module | None = None) -> dict:
-    return dict(jax.jit(paramshare.share(model or Net(), Plan(*rules), X).init)(KEY, X))
-
-
-def test_banks_without_filters_are_passed_over():
-    variables = init(*OTHERS, *FILTERS)
-    basis, kernel = (rows(variables["banks"]["basis"]["filters"][0]), rows(variables["banks"]["tied"]["kernels"][0]))
-    np.testing.assert_allclose(orthogonality(variables), (squares(basis) + squares(kernel)) / (36 + 64), rtol=CLOSE)
+def test_banks_without_filters_are_skipped():
+    shared = sharing(OTHERS | FILTERS)
+    variables = jax.tree.map(lambda leaf: draw(*leaf.shape), zeros(shared))
+    filters = rows(variables["banks"]["basis"]["filters"][0])
+    kernel = rows(variables["banks"]["tied"]["kernels"][0])
+    expected = (squares(filters) + squares(kernel)) / (36 + 64)
+    np.testing.assert_allclose(orthogonality(shared, variables), expected, rtol=CLOSE)
 
 
 ERRORS = {
-    "no such bank": (FILTERS, ("basic",), r"pool 'basic' matches no bank; the banks are \['basis', 'tied'\]"),
-    "part of a name": (FILTERS, ("basis", "tie"), "pool 'tie' matches no bank"),
-    "a bank of templates": ((*OTHERS, *FILTERS), ("soft",), r"bank 'soft' holds \['templates'\], no filters; leave it out"),
-    "a bank of bases among others": ((*OTHERS, *FILTERS), ("tied|repeat",), "bank 'repeat' holds .*, no filters; leave it out"),
-    "no regular expression": (FILTERS, ("basis(",), r"pool 'basis\(' is not a regular expression"),
-    "no filters in the model": (OTHERS, (), r"without banks of filters .*; its banks are \['repeat', 'ring', 'soft'\]"),
+    "no such bank": (
+        orthogonality,
+        FILTERS,
+        ("basic",),
+        r"pool 'basic' matches no bank; the banks are \['basis', 'tied'\]",
+    ),
+    "part of a name": (orthogonality, FILTERS, ("basis", "tie"), "pool 'tie' matches no bank"),
+    "a bank without filters": (
+        orthogonality,
+        OTHERS | FILTERS,
+        ("tied|repeat",),
+        "bank 'repeat' has no filters; exclude it",
+    ),
+    "no regular expression": (
+        orthogonality,
+        FILTERS,
+        ("basis(",),
+        r"orthogonality: pool 'basis\(' is not a regular expression",
+    ),
+    "no filters in the model": (
+        orthogonality,
+        OTHERS,
+        (),
+        r"no bank has filters .*; the banks are \['repeat', 'ring', 'soft'\]",
+    ),
+    "a bank without coefficients": (
+        recurrence,
+        OTHERS,
+        ("ring",),
+        "recurrence: bank 'ring' has no mixing coefficients; exclude it",
+    ),
+    "no coefficients in the model": (recurrence, FILTERS, (), r"no bank has mixing .*\(Soft\)"),
+    "no bank of templates": (recurrence, OTHERS, ("stage1",), "recurrence: pool 'stage1' matches"),
 }
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_what_it_cannot_be_asked_of(case):
-    rules, pools, said = ERRORS[case]
-    with pytest.raises(PenaltyError, match=said) as caught:
-        jax.eval_shape(lambda: orthogonality(init(*rules), *pools))
+def test_penalties_that_do_not_apply_are_refused(case):
+    penalty, banks, pools, message = ERRORS[case]
+    shared = sharing(banks)
+    with pytest.raises(PenaltyError, match=message) as caught:
+        jax.eval_shape(lambda v: penalty(shared, v, *pools), zeros(shared))
     assert "\n" not in str(caught.value)
 
 
-def test_a_plain_model_has_no_filters_to_ask_of():
-    for pools, said in (((), r"without banks of filters .* its banks are \[\]"), ((".*",), "pool '.*' matches no bank")):
-        with pytest.raises(PenaltyError, match=said):
-            jax.eval_shape(lambda: orthogonality(Net().init(KEY, X), *pools))  # noqa: B023
-
-
-def test_a_base_of_a_bare_layer_is_no_bank_of_filters():
-    with pytest.raises(PenaltyError, match="without banks of filters"):
-        jax.eval_shape(lambda: orthogonality(init(Rule("kernel", Repeat(base=(4, 4))), model=nn.Dense(8))))
+@pytest.mark.parametrize("penalty", [orthogonality, recurrence])
+def test_variables_without_the_banks_are_refused(penalty):
+    with pytest.raises(PlanError, match="no entry for bank 'soft' in 'banks'"):
+        penalty(sharing(OTHERS | FILTERS), {"banks": {}})
+    shared = sharing({"soft": (Soft(1), (8, 8), 2)})
+    variables = zeros(shared)
+    del variables["params"]["coefficients"]["soft"]["soft1.kernel"]
+    with pytest.raises(PlanError, match=r"bank 'soft': .*needs coefficients/soft1.kernel"):
+        penalty(shared, variables)

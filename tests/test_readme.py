@@ -1,50 +1,77 @@
-"""What the README shows runs, and the notebooks do."""
+"""The documents: examples run, commands exist, links lead somewhere; notebooks run."""
 
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 
+from paramshare.cli import override
+from paramshare.training.config import load_file
+
 TOP = pathlib.Path(__file__).parents[1]
+DOCUMENTS = [*TOP.glob("*.md"), *TOP.glob("experiments/**/*.md"), *TOP.glob("notebooks/*.md")]
 NOTEBOOKS = sorted((TOP / "notebooks").glob("*.py"))
 
 
 def run(*command: str, cwd: pathlib.Path, **env: str) -> str:
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "MPLBACKEND": "agg"} | env
-    done = subprocess.run([sys.executable, *command], cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=env, capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
-def test_the_readmes_example_runs_and_takes_ten_lines(tmp_path):
-    blocks = re.findall(r"^```python\n(.*?)^```", (TOP / "README.md").read_text(), re.M | re.S)
-    assert len(blocks) == 1 and len(blocks[0].strip().splitlines()) <= 10
-    assert "Soft(templates=1)" in run("-c", blocks[0], cwd=tmp_path)
+def blocks(document: pathlib.Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.M | re.S)
 
 
-def test_links_of_the_documents_lead_somewhere():
-    for document in [*TOP.glob("*.md"), *(TOP / "experiments" / "results").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
-            assert target.startswith("http") or (document.parent / target).exists(), f"{document.name}: {target}"
+def test_the_readme_is_short_and_its_example_runs(tmp_path):
+    assert len((TOP / "README.md").read_text().splitlines()) <= 120
+    (example,) = blocks(TOP / "README.md", "python")
+    assert len(example.strip().splitlines()) <= 10
+    assert "Soft(templates=2)" in run("-c", example, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+        assert target.startswith("http") or (document.parent / target).exists(), target
 
 
 def test_ci_runs_the_readmes_second_block():
-    shell = re.findall(r"^```sh\n(.*?)^```", (TOP / "README.md").read_text(), re.M | re.S)
-    assert "pytest" in shell[1] and shell[0].startswith("pip install . && paramshare train experiments/quickstart.py --workdir ")
+    first, second, *_ = blocks(TOP / "README.md", "sh")
+    assert "pytest" in second
+    assert first.startswith('pip install ".[train]" && paramshare train experiments/recipes/')
     awk = re.search(r"awk '(.*)' README.md", (TOP / ".ci" / "run").read_text())
     assert awk is not None
-    taken = subprocess.run(["awk", awk[1], "README.md"], cwd=TOP, capture_output=True, text=True, check=True).stdout
-    assert taken == shell[1]
+    command = ["awk", awk[1], "README.md"]
+    done = subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=True)
+    assert done.stdout == second
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[n.stem for n in NOTEBOOKS])
+def test_commands_name_files_and_options_that_exist():
+    """Every `paramshare train RECIPE --options` of the documents is a legal configuration."""
+    text = "\n".join(document.read_text().replace("\\\n", " ") for document in DOCUMENTS)
+    commands = re.findall(r"paramshare train (experiments/\S+) ([^`#\n]*)", text)
+    assert len(commands) > 4
+    for recipe, options in commands:
+        args = shlex.split(options)
+        place = args.index("--workdir")
+        del args[place : place + 2]
+        override(load_file(TOP / recipe), args).check()
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[notebook.stem for notebook in NOTEBOOKS])
 def test_notebooks_convert_and_run(notebook, tmp_path):
+    """With reduced data: NOTEBOOK_QUICK is read by the notebooks."""
     import jupytext
 
     cells = jupytext.read(notebook).cells
     assert cells[0].cell_type == "markdown" and not any(cell.get("outputs") for cell in cells)
-    quick = {"SHORTEST_PATHS_QUICK": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} if "shortest" in notebook.stem else {}
+    quick = {"NOTEBOOK_QUICK": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     run("-W", "ignore::UserWarning:__main__", str(notebook), cwd=tmp_path, **quick)

@@ -1,4 +1,4 @@
-"""`Shared` over lifted Flax modules: layers stacked by `nn.scan` and `nn.vmap`, boxed parameters, several precisions."""
+"""`Shared` with layers stacked by `nn.scan` and `nn.vmap`, boxed parameters, and bfloat16."""
 
 from typing import Any
 
@@ -12,9 +12,13 @@ import pytest
 import paramshare
 from paramshare import Plan, Rule, Soft
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(0, impl="rbg")  # compiles faster than the default
 X = jax.random.normal(jax.random.key(1), (4, 8))
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # five float32 layers, one after another
+
+
+SOFT = Soft(2, initial="paper")
 
 
 class Step(nn.Module):
@@ -24,7 +28,7 @@ class Step(nn.Module):
 
 
 class Scanned(nn.Module):
-    """Five layers in one stacked parameter, between two of the same shape that are not stacked."""
+    """Five layers in one stacked parameter, between two layers of their own."""
 
     axis: int = 0
     remat: bool = False
@@ -32,7 +36,9 @@ class Scanned(nn.Module):
     @nn.compact
     def __call__(self, x):
         step = nn.remat(Step) if self.remat else Step
-        layers = nn.scan(step, {"params": self.axis}, split_rngs={"params": True}, length=5)(name="layers")
+        layers = nn.scan(step, {"params": self.axis}, split_rngs={"params": True}, length=5)(
+            name="layers"
+        )
         x, _ = layers(nn.Dense(8, name="first")(x), None)
         return nn.Dense(8, name="last")(x)
 
@@ -40,18 +46,35 @@ class Scanned(nn.Module):
 @pytest.mark.parametrize(("axis", "remat"), [(0, False), (1, True)])
 def test_scanned_layers_share_with_one_another_and_with_others(axis, remat):
     model = Scanned(axis, remat)
-    plan = Plan(Rule("layers/dense/kernel", Soft(2), stack_axis=axis), Rule("(first|last)/kernel", Soft(2)))
+    plan = Plan(
+        Rule("layers/dense/kernel", SOFT, stack_axis=axis), Rule("(first|last)/kernel", SOFT)
+    )
     shared = paramshare.share(model, plan, X)
-    where = [str(site) for site in shared.layout["shared"].sites]
-    assert where == ["first/kernel", *(f"layers/dense/kernel[{i}]" for i in range(5)), "last/kernel"]
+    sites = [str(site) for site in shared.layout["shared"].sites]
+    assert sites == [
+        "first/kernel",
+        *(f"layers/dense/kernel[{i}]" for i in range(5)),
+        "last/kernel",
+    ]
     variables = jax.jit(shared.init)(KEY, X)
     stacked = shared.expand(variables)["params"]["layers"]["dense"]["kernel"]
-    kernels = Soft(2).expand(variables["banks"]["shared"], variables["params"]["coefficients"]["shared"], shared.layout["shared"].sites)
+    coefficients = variables["params"]["coefficients"]["shared"]
+    assert set(coefficients) == {site.replace("/", ".") for site in sites}
+    templates = variables["banks"]["shared"]["templates"]
+    kernels = [
+        jnp.dot(coefficients[site.replace("/", ".")], templates).reshape(8, 8) for site in sites
+    ]
     for i in range(5):
-        np.testing.assert_array_equal(jnp.take(stacked, i, axis), kernels[1 + i])
-    # By hand: seven layers with these kernels and the scan's own biases.
+        chex.assert_trees_all_close(
+            jnp.take(stacked, i, axis), kernels[1 + i], rtol=1e-6, atol=1e-6
+        )
+    # By hand: seven layers with these kernels and the biases of the scan.
     private, y = variables["params"]["model"], X
-    biases = [private["first"]["bias"], *private["layers"]["dense"]["bias"], private["last"]["bias"]]
+    biases = [
+        private["first"]["bias"],
+        *private["layers"]["dense"]["bias"],
+        private["last"]["bias"],
+    ]
     if axis:
         biases[1:-1] = list(private["layers"]["dense"]["bias"].T)
     for i, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
@@ -60,27 +83,45 @@ def test_scanned_layers_share_with_one_another_and_with_others(axis, remat):
     chex.assert_trees_all_close(jax.jit(shared.apply)(variables, X), y, **CLOSE)
     chex.assert_trees_all_close(model.apply(shared.expand(variables), X), y, **CLOSE)
     gradient = jax.jit(jax.grad(lambda v: jnp.sum(jnp.asarray(shared.apply(v, X)) ** 2)))(variables)
-    assert np.all(np.any(np.asarray(gradient["params"]["coefficients"]["shared"]) != 0, axis=1))
+    for row in gradient["params"]["coefficients"]["shared"].values():
+        assert np.any(np.asarray(row) != 0)
 
 
 def test_layers_stacked_by_vmap():
     class Experts(nn.Module):
         @nn.compact
         def __call__(self, x):
-            experts = nn.vmap(nn.Dense, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=None, axis_size=3)  # type: ignore[arg-type]
+            lift: Any = nn.vmap
+            experts = lift(
+                nn.Dense,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=None,
+                axis_size=3,
+            )
             return experts(8, name="experts")(x)
 
-    shared = paramshare.share(Experts(), Plan(Rule("experts/kernel", Soft(1), stack_axis=0)), X)
+    plan = Plan(Rule("experts/kernel", Soft(1, initial="paper"), stack_axis=0))
+    shared = paramshare.share(Experts(), plan, X)
     variables = shared.init(KEY, X)
-    assert paramshare.count(variables) == {"banks": 64, "coefficients": 3, "private": 24, "trainable": 91}
+    assert paramshare.count(variables) == {
+        "banks": 64,
+        "coefficients": 3,
+        "private": 24,
+        "trainable": 91,
+    }
     output: Any = shared.apply(variables, X)
     chex.assert_trees_all_close(output, Experts().apply(shared.expand(variables), X), **CLOSE)
-    scale = np.asarray(variables["params"]["coefficients"]["shared"])[:, 0]  # one template: experts are multiples of one another
-    np.testing.assert_allclose(output[1] * scale[0], output[0] * scale[1], rtol=1e-5, atol=1e-5)
+    # One template: experts are multiples of one another.
+    rows = variables["params"]["coefficients"]["shared"]
+    scale = [np.asarray(rows[f"experts.kernel[{i}]"]) for i in range(3)]
+    np.testing.assert_allclose(
+        output[1] * scale[0][None], output[0] * scale[1][None], rtol=1e-5, atol=1e-5
+    )
 
 
 class Boxed(nn.Module):
-    """Parameters in boxes that say how they are laid out over devices."""
+    """Parameters in boxes that describe their sharding."""
 
     @nn.compact
     def __call__(self, x):
@@ -91,13 +132,15 @@ class Boxed(nn.Module):
 
 
 def test_boxed_parameters():
-    shared = paramshare.share(Boxed(), Plan(Rule("dense[01]/kernel", Soft(1))), X)
+    shared = paramshare.share(Boxed(), Plan(Rule("dense[01]/kernel", SOFT)), X)
     assert [site.shape for site in shared.layout["shared"].sites] == [(8, 8), (8, 8)]
     variables = shared.init(KEY, X)
     assert isinstance(variables["params"]["model"]["dense2"]["kernel"], nn.Partitioned)
     plain = shared.expand(variables)
     chex.assert_trees_all_close(shared.apply(variables, X), Boxed().apply(plain, X), **CLOSE)
-    chex.assert_trees_all_close(shared.apply(nn.meta.unbox(variables), X), shared.apply(variables, X), **CLOSE)
+    chex.assert_trees_all_close(
+        shared.apply(nn.meta.unbox(variables), X), shared.apply(variables, X), **CLOSE
+    )
 
 
 class Mixed(nn.Module):
@@ -114,14 +157,16 @@ class Mixed(nn.Module):
 @pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
 def test_banks_stay_float32_under_bfloat16_compute(param_dtype):
     model = Mixed(jnp.bfloat16, param_dtype)
-    shared = paramshare.share(model, Plan(Rule(".*/kernel", Soft(2))), X)
+    shared = paramshare.share(model, Plan(Rule(".*/kernel", SOFT)), X)
     variables = shared.init(KEY, X)
-    held = jax.tree.leaves((variables["banks"], variables["params"]["coefficients"]))
-    assert {leaf.dtype for leaf in held} == {jnp.dtype(jnp.float32)}
+    leaves = jax.tree.leaves((variables["banks"], variables["params"]["coefficients"]))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
     plain = shared.expand(variables)
     assert {leaf.dtype for leaf in jax.tree.leaves(plain)} == {jnp.dtype(param_dtype)}
     output: Any = shared.apply(variables, X)
     assert output.dtype == jnp.bfloat16
     chex.assert_trees_all_equal(output, model.apply(plain, X))
-    gradient = jax.grad(lambda v: jnp.sum(jnp.asarray(shared.apply(v, X), jnp.float32) ** 2))(variables)
+    gradient = jax.grad(lambda v: jnp.sum(jnp.asarray(shared.apply(v, X), jnp.float32) ** 2))(
+        variables
+    )
     chex.assert_trees_all_equal_shapes_and_dtypes(gradient, variables)

@@ -1,38 +1,54 @@
-"""The `paramshare` command: one file a group of commands, each with a function `add` that declares them."""
+"""The `paramshare` command. Each file declares a group of commands in a function `add`."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from paramshare.cli import derive, export, look, report, train
-from paramshare.cli.errors import run_told, say
-from paramshare.cli.train import override
+from paramshare.cli.errors import CommandError, run_command
+from paramshare.cli.overrides import override
+from paramshare.cli.parsing import Parser
 
-__all__ = ["main", "override", "run_told"]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code, as `run_told` says."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    known, rest = _parser().parse_known_args(arguments)
-    if rest and not known.overrides:
-        return say(f"unrecognised argument {rest[0]!r}; see `paramshare {known.command} --help`")
-    return run_told(lambda: known.run(known, rest))
+__all__ = ["main", "override", "run_command"]
 
 
-class _OneLine(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise SystemExit(say(f"{message}; see `{self.prog} --help`"))
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code, see `run_command`."""
+    return run_command(lambda: _run(list(sys.argv[1:] if args is None else args)))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _OneLine(prog="paramshare", description="Cross-layer parameter sharing for JAX and Flax.")
+def _run(words: list[str]) -> int:
+    args, overrides = _parser().parse_known_args(words)
+    if overrides and not args.takes_overrides:
+        raise CommandError(
+            f"unrecognised argument {overrides[0]!r}; see `paramshare {args.command} --help`"
+        )
+    return args.run(args, overrides)
+
+
+class _Version(argparse.Action):
+    """Prints the version; the package's public face is imported only then."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(f"paramshare {importlib.import_module('paramshare').__version__}")
+        parser.exit()
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="paramshare", description="Cross-layer parameter sharing for JAX and Flax."
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run: Any, about: str, overrides: bool = False, **options: Any) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=about, description=about, **options)
-        added.set_defaults(run=run, overrides=overrides)
+    def command(
+        name: str, run: Any, about: str, *, takes_overrides: bool = False, **options: Any
+    ) -> argparse.ArgumentParser:
+        options = {"description": f"{about[0].upper()}{about[1:]}."} | options
+        added = commands.add_parser(name, help=about, **options)
+        added.set_defaults(run=run, takes_overrides=takes_overrides)
         return added
 
     for group in (train, look, derive, export, report):

@@ -1,184 +1,223 @@
-"""Commands that make a new run of a trained one: fold, convert."""
+"""Commands that derive a new run from a trained one: fold, convert."""
 
 import argparse
 import dataclasses
 import json
 import pathlib
 import shlex
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from paramshare.cli.errors import CommandError
-from paramshare.cli.train import override
+from paramshare.cli.overrides import override
+from paramshare.cli.parsing import add_checkpoint
 
 if TYPE_CHECKING:
+    from paramshare.training.config import Config
+    from paramshare.training.derive import Derived
     from paramshare.training.run import Run
 
-CHECKPOINTS = ("last", "best")
+EPILOG = "Options of `paramshare train`, such as --epochs, override the new run's configuration."
 
 
 def add(command: Any) -> None:
     """Declares the commands."""
-    fold = command("fold", _fold, "tie the similar layers of a trained network; OPTIONS of train set how it goes on", overrides=True)
-    fold.add_argument("workdir", metavar="WORKDIR", help="of a training run of a shared network")
-    fold.add_argument("--output", metavar="DIR", help="a new workdir for the folded network, to evaluate or to train on; none only reports")
-    fold.add_argument("--threshold", type=float, default=0.9, help="the similarity from which layers are tied, in (0, 1]; .9 unless given")
-    fold.add_argument("--drop-scales", action="store_true", help="do not keep a signed scale a layer")
-    fold.add_argument("--banks", nargs="+", default=None, metavar="BANK", help="only these banks (regular expressions over whole names)")
-    fold.add_argument("--by", choices=("coefficients", "kernels"), default="coefficients", help="what layers are compared by")
-    _common(fold)
+    fold = command(
+        "fold",
+        _fold,
+        "tie the similar layers of a trained network",
+        takes_overrides=True,
+        epilog=EPILOG,
+    )
+    fold.add_argument("workdir", metavar="WORKDIR", help="run of a shared network")
+    fold.add_argument(
+        "--threshold",
+        type=float,
+        default=0.9,
+        help="tie layers with at least this similarity, in (0, 1] (default: 0.9)",
+    )
+    fold.add_argument(
+        "--drop-scales", action="store_true", help="do not keep a signed scale per layer"
+    )
+    fold.add_argument(
+        "--banks",
+        nargs="+",
+        metavar="BANK",
+        help="fold only these banks (regular expressions that match whole names)",
+    )
+    fold.add_argument(
+        "--by",
+        choices=("coefficients", "weights"),
+        default="coefficients",
+        help="compare layers by their mixing coefficients (the default) or by their weights",
+    )
+    _add_common_options(fold)
 
-    convert = command("convert", _convert, "give a trained network's weights to another network of the same layers", overrides=True)
-    convert.add_argument("workdir", metavar="WORKDIR", help="of a training run, dense or shared")
-    convert.add_argument("--model", required=True, metavar="NAME", help="the network to convert to, such as swrn-28-10-2 from wrn-28-10")
-    convert.add_argument("--output", metavar="DIR", help="a new workdir for the converted network: evaluate it, or train it on")
-    _common(convert)
+    convert = command(
+        "convert",
+        _convert,
+        "convert a trained network to another network with the same layers",
+        takes_overrides=True,
+        epilog=EPILOG,
+    )
+    convert.add_argument("workdir", metavar="WORKDIR", help="run of a plain or shared network")
+    convert.add_argument(
+        "--model",
+        required=True,
+        metavar="NAME",
+        help="the network to convert to, such as swrn-28-10-2 from wrn-28-10",
+    )
+    _add_common_options(convert)
 
 
-def _common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--checkpoint", choices=CHECKPOINTS, default="last", help="the last state, or the one that validation chose")
-    command.add_argument("--reestimate", type=int, default=0, metavar="N", help="fit batch statistics anew, on N training batches")
-    command.add_argument("--fine-tune", type=int, default=0, metavar="N", help="train it on in DIR: N epochs, from a tenth of the rate")
-    command.add_argument("--json", action="store_true", help="print the report as JSON")
+def _add_common_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="create this workdir for the new network; without it, only report",
+    )
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--reestimate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="re-estimate batch statistics on N training batches",
+    )
+    parser.add_argument(
+        "--fine-tune",
+        type=int,
+        default=0,
+        metavar="N",
+        help="fine-tune in DIR for N epochs, from a tenth of the learning rate down to zero",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _trained(known: argparse.Namespace) -> tuple["Run", dict[str, Any], int]:
-    from paramshare.training.derive import trained
-
-    if known.output and pathlib.Path(known.output).exists():  # before minutes are spent
-        raise CommandError(f"{known.output} exists; give --output a folder that does not")
-    if known.fine_tune < 0 or (known.fine_tune and not known.output):
-        raise CommandError(f"--fine-tune {known.fine_tune}; give the number of epochs, or 0 for none, and --output DIR to train in")
-    if known.reestimate < 0:
-        raise CommandError(f"--reestimate {known.reestimate}; give the number of batches, or 0 for none")
-    return trained(known.workdir, known.checkpoint)
-
-
-def _fold(known: argparse.Namespace, rest: list[str]) -> int:
-    from paramshare.analysis.folding import fold
+def _fold(args: argparse.Namespace, overrides: list[str]) -> int:
     from paramshare.shared import Shared
-    from paramshare.training.run import tied_text
+    from paramshare.training.derive import one_input, with_ties
+    from paramshare.transform.folding import fold
 
-    run, variables, step = _trained(known)
+    run, variables, step = _load(args, overrides)
     if not isinstance(run.model, Shared):
         raise CommandError(
-            f"{run.config.model.name} shares nothing, so there is nothing to fold; `paramshare convert "
-            f"{shlex.quote(known.workdir)} --model NAME` gives its weights to a shared network"
+            f"{run.config.model.name} shares no weights, so there is nothing to fold; "
+            f"`paramshare convert {shlex.quote(args.workdir)} --model NAME` converts it "
+            "to a shared network"
         )
     folded = fold(
         run.model,
         variables,
-        _image(run),
-        threshold=known.threshold,
-        scale=not known.drop_scales,
-        banks=known.banks,
-        by=known.by,
+        one_input(run),
+        threshold=args.threshold,
+        scale=not args.drop_scales,
+        banks=args.banks,
+        by=args.by,
         train=False,
     )
-    if not known.json:
+    if not args.json:
         print(folded, end="\n\n")
-    tied = [tied_text(folded.shared.layout[bank.name]) for bank in folded.banks if not bank.note]
-    told = {"threshold": folded.threshold, "scales": not known.drop_scales, "banks": [dataclasses.asdict(bank) for bank in folded.banks]}
-    if not folded.changed:
-        if known.json:
-            print(json.dumps(told))
-        else:
-            print("nothing was folded" + (f"; {known.output} was not made" if known.output else ""))
-        return 0
-    kept = [entry for entry in run.config.model.tied if entry.rpartition("=")[0] not in {text.rpartition("=")[0] for text in tied}]
-    fresh = _prepared(run, known, rest, tied=(*kept, *tied))
-    return _finish(known, run, fresh, variables, folded.variables, told, step)
-
-
-def _convert(known: argparse.Namespace, rest: list[str]) -> int:
-    from paramshare.analysis.conversion import bake, convert
-    from paramshare.analysis.factorise import factorise
-    from paramshare.shared import Shared
-    from paramshare.training.derive import training_images
-
-    run, variables, step = _trained(known)
-    target = _prepared(run, known, rest, name=known.model, tied=())
-    dense = bake(run.model, variables) if isinstance(run.model, Shared) else variables
-    told: dict[str, Any] = {"model": known.model}
-    fresh = dense
-    if isinstance(target.model, Shared):
-        if getattr(target.model.model, "rank", 0) and not getattr(_plain(run.model), "rank", 0):
-            converted = factorise(target.model, dense, next(training_images(run, 1)))
-        else:
-            converted = convert(target.model, dense, _image(run), train=False)
-        fresh = converted.variables
-        told["banks"] = [dataclasses.asdict(bank) for bank in converted.banks]
-        if not known.json:
-            print(converted, end="\n\n")
-    return _finish(known, run, target, variables, fresh, told, step)
-
-
-def _plain(model: Any) -> Any:
-    return getattr(model, "model", model)
-
-
-def _image(run: "Run") -> Any:
-    """One test image, normalised."""
-    import jax.numpy as jnp
-
-    from paramshare.training.data import normalise
-
-    return normalise(jnp.asarray(run.data.test[0]["image"])[None], run.data.mean, run.data.std)
-
-
-def _prepared(run: "Run", known: argparse.Namespace, rest: list[str], **model: Any) -> "Run":
-    """The new run: the old one's configuration with another network, and the command line's overrides."""
-    from paramshare.training.derive import fine_tuning, with_model
-    from paramshare.training.run import prepare
-
-    config = with_model(run.config, **model)
-    return prepare(override(fine_tuning(config, known.fine_tune) if known.fine_tune else config, rest, "CONFIG"))
-
-
-def _finish(
-    known: argparse.Namespace,
-    run: "Run",
-    fresh: "Run",
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    told: dict[str, Any],
-    step: int,
-) -> int:
-    """Measures the new network beside the old one, tells, and makes its workdir."""
-    from paramshare.analysis.report import SCORES
-    from paramshare.shared import count
-    from paramshare.training.derive import begin, check_variables, training_images
-    from paramshare.training.evaluation import make_evaluate
-    from paramshare.training.loop import fit
-    from paramshare.training.run import prepare
-
-    after = check_variables(fresh, after)
-    batches = 0
-    if known.reestimate:
-        from paramshare.analysis.batch_statistics import reestimate
-
-        alone = dataclasses.replace(fresh.config, model=dataclasses.replace(fresh.config.model, sync_batch_norm=False))
-        images = list(training_images(run, known.reestimate))
-        after, batches = reestimate(prepare(alone).model, after, images, train=True), len(images)
-    found = {
-        name: make_evaluate(its)(variables, run.data.test) for name, its, variables in (("before", run, before), ("after", fresh, after))
+    details = {
+        "threshold": folded.threshold,
+        "scales": not args.drop_scales,
+        "banks": [dataclasses.asdict(bank) for bank in folded.banks],
     }
-    counts = {"before": count(before)["trainable"], "after": count(after)["trainable"]}
-    told = {"command": known.command, "workdir": str(known.workdir), "checkpoint": known.checkpoint, "step": step} | told
-    told |= {"reestimated_batches": batches, "trainable": counts, "test": found}
-    if known.output:
-        begin(fresh, after, known.output, told)
-    if known.fine_tune:
-        result = fit(fresh, known.output, quiet=known.json)
-        told["test"]["fine_tuned"] = result["last"]["test"]
-    if known.json:
-        print(json.dumps(told))
+    if not folded.changed:
+        not_made = f"; {args.output} was not created" if args.output else ""
+        print(json.dumps(details) if args.json else f"nothing was folded{not_made}")
         return 0
-    score = run.data.task.score
-    for name, its in found.items():
-        trainable = counts.get(name, counts["after"])
-        print(f"{name.replace('_', '-'):<14} {trainable:,} trainable, test {SCORES[score]} {its[score]:.2%}, loss {its['loss']:.4f}")
-    if known.output:
-        on = "" if known.fine_tune else f"; train it on with: paramshare train --workdir {shlex.quote(known.output)}"
-        print(f"workdir        {known.output}{on}")
+    target = _target(with_ties(run.config, folded), args, overrides)
+    return _derive(args, run, variables, target, folded.variables, step, details)
+
+
+def _convert(args: argparse.Namespace, overrides: list[str]) -> int:
+    from paramshare.training.derive import convert_variables, with_model
+
+    run, variables, step = _load(args, overrides)
+    target = _target(with_model(run.config, name=args.model, tied=()), args, overrides)
+    converted, conversion = convert_variables(run, variables, target)
+    details: dict[str, Any] = {"model": args.model}
+    if conversion is not None:
+        details["banks"] = [dataclasses.asdict(bank) for bank in conversion.banks]
+        if not args.json:
+            print(conversion, end="\n\n")
+    return _derive(args, run, variables, target, converted, step, details)
+
+
+def _load(args: argparse.Namespace, overrides: list[str]) -> tuple["Run", dict[str, Any], int]:
+    """Checks the options, before anything takes minutes, and loads the run."""
+    from paramshare.training.derive import load_run
+    from paramshare.training.workdir import stored_config
+
+    if args.output and pathlib.Path(args.output).exists():
+        raise CommandError(f"{args.output} exists; give --output a folder that does not exist")
+    if args.fine_tune < 0 or (args.fine_tune and not args.output):
+        raise CommandError(
+            f"--fine-tune is {args.fine_tune}; it must be a number of epochs, or 0 for none, "
+            "and needs --output DIR to train in"
+        )
+    if args.reestimate < 0:
+        raise CommandError(
+            f"--reestimate is {args.reestimate}; it must be a number of batches, or 0 for none"
+        )
+    override(stored_config(pathlib.Path(args.workdir)), overrides)
+    return load_run(args.workdir, args.checkpoint)
+
+
+def _target(config: "Config", args: argparse.Namespace, overrides: list[str]) -> "Run":
+    """The new run: a configuration, fine-tuned on request, with the overrides applied."""
+    from paramshare.training.derive import fine_tuning
+    from paramshare.training.run import prepare
+
+    config = fine_tuning(config, args.fine_tune) if args.fine_tune else config
+    return prepare(override(config, overrides))
+
+
+def _derive(
+    args: argparse.Namespace,
+    run: "Run",
+    variables: dict[str, Any],
+    target: "Run",
+    target_variables: dict[str, Any],
+    step: int,
+    details: dict[str, Any],
+) -> int:
+    """Evaluates both networks, creates the workdir and prints the measures."""
+    from paramshare.training.derive import derive
+
+    origin = {
+        "command": args.command,
+        "workdir": str(args.workdir),
+        "checkpoint": args.checkpoint,
+        "step": step,
+    }
+    derived = derive(
+        run,
+        variables,
+        target,
+        target_variables,
+        reestimate_batches=args.reestimate,
+        workdir=args.output,
+        origin=origin | details,
+        fine_tune=args.fine_tune > 0,
+        quiet=args.json,
+    )
+    print(json.dumps(derived.as_json()) if args.json else _describe(derived, args))
     return 0
+
+
+def _describe(derived: "Derived", args: argparse.Namespace) -> str:
+    score, lines = derived.run.facts.score, []
+    tests = {"before": derived.before, "after": derived.after, "fine-tuned": derived.fine_tuned}
+    for name, test in tests.items():
+        if test is not None:
+            trainable = derived.trainable["before" if name == "before" else "after"]
+            lines.append(
+                f"{name:<14} {trainable:,} trainable, test {score.title} {test.describe(score)}, "
+                f"loss {test.loss:.4f}"
+            )
+    if args.output:
+        command = f"paramshare train --workdir {shlex.quote(args.output)}"
+        remark = "" if args.fine_tune else f"; train it with: {command}"
+        lines.append(f"workdir        {args.output}{remark}")
+    return "\n".join(lines)

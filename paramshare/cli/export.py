@@ -5,55 +5,84 @@ import json
 import os
 import pathlib
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from paramshare.cli.errors import CommandError
+from paramshare.cli.parsing import add_checkpoint
 
 FORMS = ("trained", "baked", "looped")
 
 
 def add(command: Any) -> None:
     """Declares the command."""
-    export = command("export", _export, "write a trained network as a program and a file of numbers that run without paramshare")
+    export = command(
+        "export",
+        _export,
+        "write a trained network as a program and a file of parameters that run without paramshare",
+    )
     export.add_argument("workdir", metavar="WORKDIR", help="of a training run")
-    export.add_argument("--output", metavar="DIR", required=True, help="a new folder for program, variables and how to run them")
+    export.add_argument(
+        "--output",
+        metavar="DIR",
+        required=True,
+        help="a new folder for the program, the parameters and a script that runs them",
+    )
     export.add_argument(
         "--form",
         choices=FORMS,
         default="trained",
-        help="as it was trained, banks and all: few numbers, kernels are made in the program; with every kernel written out; or, of a "
-        "folded run, with its loops",
+        help="trained (the default): with its banks, so that the file is small and the program "
+        "computes the kernels; baked: with every kernel stored; looped: a folded run, with loops",
     )
-    export.add_argument("--checkpoint", choices=("last", "best"), default="last", help="the last state, or the one that validation chose")
+    add_checkpoint(export)
 
 
-def _export(known: argparse.Namespace, rest: list[str]) -> int:
-    from paramshare.analysis.conversion import bake
-    from paramshare.analysis.export import ABOUT, export
-    from paramshare.analysis.looping import loop
+def _export(args: argparse.Namespace, overrides: list[str]) -> int:
+    import jax
+    import numpy as np
+
     from paramshare.shared import Shared, count
-    from paramshare.training.derive import trained
+    from paramshare.training.derive import load_run
+    from paramshare.transform.conversion import bake
+    from paramshare.transform.export import ABOUT, export
+    from paramshare.transform.looping import loop
 
-    if pathlib.Path(known.output).exists():
-        raise CommandError(f"{known.output} exists; give --output a folder that does not")
-    run, variables, step = trained(known.workdir, known.checkpoint)
+    if pathlib.Path(args.output).exists():
+        raise CommandError(f"{args.output} exists; give --output a folder that does not exist")
+    run, variables, step = load_run(args.workdir, args.checkpoint)
     model = run.model
-    if known.form != "trained" and not isinstance(model, Shared):
-        raise CommandError(f"{run.config.model.name} shares nothing, so there is nothing to bake or to loop; leave out --form")
-    if isinstance(model, Shared) and known.form == "baked":
+    if args.form != "trained" and not isinstance(model, Shared):
+        raise CommandError(
+            f"{run.config.model.name} shares no weights, so there is nothing to bake or to loop; "
+            "leave out --form"
+        )
+    if isinstance(model, Shared) and args.form == "baked":
         model, variables = model.model, bake(model, variables)
-    elif isinstance(model, Shared) and known.form == "looped":
-        looped = loop(model, variables, unroll=False)  # whatever this machine would choose
+    elif isinstance(model, Shared) and args.form == "looped":
+        looped = loop(model, variables, unroll=False)  # the same program on every machine
         model, variables = looped.model, looped.variables
         print(looped, end="\n\n")
-    folder = export(model, variables, known.output, run.data.image_shape, mean=run.data.mean, std=run.data.std, train=False)
-    height, width, channels = run.data.image_shape
-    sizes = json.loads((folder / ABOUT).read_text())["output"]["shape"][1:]
-    logits = "x".join(map(str, sizes)) + (" logits, one a cell" if sizes == [height, width] else " logits")
+    example = np.asarray(run.data.test[0]["input"])
+    inputs = jax.ShapeDtypeStruct((1, *example.shape), example.dtype)
+    mean, std = run.data.mean, run.data.std
+    folder = export(model, variables, args.output, inputs, mean=mean, std=std, train=False)
+    about = json.loads((folder / ABOUT).read_text())
     size = sum(file.stat().st_size for file in folder.iterdir())
-    print(f"{run.config.model.name} ({known.form}), {known.checkpoint} state, step {step:,}: {count(variables)['trainable']:,} numbers")
-    print(f"folder         {known.output}, {size:,} bytes; takes uint8 images of {height}x{width}x{channels}, gives {logits}")
-    script = shlex.quote(os.path.join(known.output, "run.py"))
-    files = "IMAGES.npy" if len(sizes) == 1 else "IMAGES.npy LOGITS.npy"
-    print(f"run it with    python {script} {files} (jax, flatbuffers and numpy are all it needs)")
+    print(
+        f"{run.config.model.name} ({args.form}), {args.checkpoint} state, step {step:,}: "
+        f"{count(variables)['trainable']:,} trainable parameters"
+    )
+    takes, gives = _describe(about["inputs"]), _describe(about["outputs"])
+    print(f"folder         {args.output}, {size:,} bytes; takes {takes}, gives {gives}")
+    script = shlex.quote(os.path.join(args.output, "run.py"))
+    print(f"run it with    python {script} (needs jax, flatbuffers and numpy; prints its usage)")
     return 0
+
+
+def _describe(arrays: Mapping[str, Any]) -> str:
+    """Names, dtypes and shapes of inputs or outputs."""
+    return ", ".join(
+        f"{name} ({array['dtype']} {'x'.join(map(str, array['shape'][1:]))})"
+        for name, array in arrays.items()
+    )

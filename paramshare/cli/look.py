@@ -1,4 +1,4 @@
-"""Commands that look at networks and runs: eval, models, summary."""
+"""Commands that inspect networks and runs: eval, models, summary."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 from paramshare.cli.errors import CommandError
+from paramshare.cli.parsing import add_checkpoint
 
 
 def add(command: Any) -> None:
@@ -13,72 +14,96 @@ def add(command: Any) -> None:
     evaluate = command("eval", _eval, "evaluate a trained network")
     evaluate.add_argument("workdir", metavar="WORKDIR", help="of a training run")
     evaluate.add_argument("--split", choices=("test", "validation", "train"), default="test")
-    evaluate.add_argument("--checkpoint", choices=("last", "best"), default="last", help="the last state, or the one that validation chose")
+    add_checkpoint(evaluate)
 
     models = command("models", _models, "list networks by name")
     models.add_argument("pattern", nargs="?", default="*", help="a shell pattern, such as 'swrn-*'")
 
-    summary = command("summary", _summary, "layers, banks, counts, multiply-adds and bytes of a network")
-    summary.add_argument("name", metavar="NAME|WORKDIR", help="a network by name, or the folder of a training run")
-    summary.add_argument("--num-classes", type=int, default=None)
-    summary.add_argument("--input-shape", type=int, nargs=3, default=None, metavar=("H", "W", "C"))
-    summary.add_argument("--stem", default=None, help="'imagenet' or 'cifar', for networks that have both")
-    summary.add_argument("--json", action="store_true", help="as JSON")
+    summary = command(
+        "summary", _summary, "show layers, banks, parameters, multiply-adds and bytes of a network"
+    )
+    summary.add_argument(
+        "name", metavar="NAME|WORKDIR", help="name of a network, or folder of a run"
+    )
+    summary.add_argument("--num-classes", type=int)
+    summary.add_argument("--input-shape", type=int, nargs=3, metavar=("H", "W", "C"))
+    summary.add_argument(
+        "--stem", help="'imagenet' or 'cifar', for networks that can be built with either"
+    )
+    summary.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _eval(known: argparse.Namespace, rest: list[str]) -> int:
-    from paramshare.training.config import ConfigError
-    from paramshare.training.derive import trained
+def _eval(args: argparse.Namespace, overrides: list[str]) -> int:
+    from paramshare.training.derive import load_run
     from paramshare.training.evaluation import make_evaluate
 
-    run, variables, step = trained(known.workdir, known.checkpoint)
-    source = getattr(run.data, known.split)
+    run, variables, step = load_run(args.workdir, args.checkpoint)
+    source = getattr(run.data, args.split)
     if not len(source):
-        raise ConfigError(
-            f"data set {run.data.name!r} has no {known.split} images in this run (data.validation={run.config.data.validation})"
+        raise CommandError(
+            f"data set {run.data.name!r} has no {args.split} examples in this run; "
+            "choose another --split"
         )
-    about = {"model": run.config.model.name, "data": run.data.name, "split": known.split, "checkpoint": known.checkpoint, "step": step}
-    print(json.dumps(about | make_evaluate(run)(variables, source)))
+    about = {
+        "model": run.config.model.name,
+        "data": run.data.name,
+        "split": args.split,
+        "checkpoint": args.checkpoint,
+        "step": step,
+    }
+    print(json.dumps(about | make_evaluate(run)(variables, source).as_json()))
     return 0
 
 
-def _models(known: argparse.Namespace, rest: list[str]) -> int:
+def _models(args: argparse.Namespace, overrides: list[str]) -> int:
     from paramshare.zoo import FAMILIES, list_models
 
-    names = list_models(known.pattern)
+    names = list_models(args.pattern)
     if not names:
-        raise CommandError(f"no model matches {known.pattern!r}; `paramshare models` lists them all")
+        raise CommandError(f"no model matches {args.pattern!r}; `paramshare models` lists all")
     for family in FAMILIES:
-        mine = [name for name in names if name in family.examples]
-        if mine:
+        examples = [name for name in names if name in family.examples]
+        if examples:
             print(f"{family.form}: {family.about}")
-            print("".join(f"  {name}\n" for name in mine), end="")
+            print("".join(f"  {name}\n" for name in examples), end="")
     return 0
 
 
-def _summary(known: argparse.Namespace, rest: list[str]) -> int:
-    from paramshare.analysis.cost import cost
+def _summary(args: argparse.Namespace, overrides: list[str]) -> int:
+    from paramshare.measure.cost import cost
     from paramshare.shared import Shared
-    from paramshare.zoo import create_model, default_input_shape
 
-    if (pathlib.Path(known.name) / "config.json").is_file():
-        from paramshare.training.run import prepare
-        from paramshare.training.workdir import stored_config
+    options = {
+        "--num-classes": args.num_classes,
+        "--input-shape": args.input_shape,
+        "--stem": args.stem,
+    }
+    if (pathlib.Path(args.name) / "config.json").is_file():
+        from paramshare.training.optimizer import learning_rate, optimizer
+        from paramshare.training.workdir import stored_network
 
-        if known.num_classes or known.input_shape or known.stem:
-            raise CommandError(f"{known.name} is a run, which knows its images and classes; leave out --num-classes, --input-shape, --stem")
-        run = prepare(stored_config(pathlib.Path(known.name)))
-        name, model, shape, optimizer = run.config.model.name, run.model, run.data.image_shape, run.optimizer
+        given = [option for option, value in options.items() if value is not None]
+        if given:
+            raise CommandError(
+                f"{args.name} is a run with a network of its own; leave out {', '.join(given)}"
+            )
+        config, facts, model = stored_network(pathlib.Path(args.name))
+        name, shape = config.model.name, facts.input_shape
+        rule = optimizer(config, learning_rate(config, 1))
     else:
-        name, optimizer = known.name, None
-        shape = tuple(known.input_shape) if known.input_shape else default_input_shape(name, known.stem)
-        model = create_model(name, known.num_classes, shape, **({"stem": known.stem} if known.stem else {}))
-    found = cost(model, shape, optimizer)
-    if known.json:
-        print(found.as_json())
+        from paramshare.zoo import create_model, default_input_shape
+
+        name, rule = args.name, None
+        height, width, channels = args.input_shape or default_input_shape(name, args.stem)
+        shape = height, width, channels
+        stem = {"stem": args.stem} if args.stem else {}
+        model = create_model(name, args.num_classes, shape, **stem)
+    result = cost(model, shape, optimizer=rule)
+    if args.json:
+        print(result.as_json())
         return 0
     print(f"{name}, images of {'x'.join(map(str, shape))}\n")
     if isinstance(model, Shared):
         print(model.describe(), end="\n\n")
-    print(found)
+    print(result)
     return 0

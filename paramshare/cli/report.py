@@ -1,4 +1,4 @@
-"""Commands that look at a run: similarity, report."""
+"""Commands that show how a run went: similarity, report."""
 
 import argparse
 import json
@@ -7,53 +7,60 @@ from collections.abc import Sequence
 from typing import Any
 
 from paramshare.cli.errors import CommandError
+from paramshare.cli.parsing import add_checkpoint
 
 
 def add(command: Any) -> None:
     """Declares the commands."""
-    similarity = command("similarity", _similarity, "how alike the layers of every bank are, as numbers and as pictures over training")
-    similarity.add_argument("workdir", metavar="WORKDIR", help="of a training run, finished or not")
-    similarity.add_argument(
-        "--checkpoint", choices=("last", "best"), default="last", help="the last state, or the one that validation chose"
+    similarity = command(
+        "similarity",
+        _similarity,
+        "print and draw the similarity of the layers in every bank",
     )
+    similarity.add_argument("workdir", metavar="WORKDIR", help="of a run, finished or not")
+    add_checkpoint(similarity)
     similarity.add_argument(
-        "--threshold", type=float, nargs="+", default=None, metavar="T", help="count pairs of layers from these similarities on"
+        "--threshold",
+        type=float,
+        nargs="+",
+        metavar="T",
+        help="count the pairs of layers with at least these similarities",
     )
-    similarity.add_argument("--json", action="store_true", help="as JSON")
+    similarity.add_argument("--json", action="store_true", help="print JSON")
 
-    report = command("report", _report, "write a run's report: report.html, one page with everything in it")
-    report.add_argument("workdir", metavar="WORKDIR", help="of a training run, finished or not")
+    report = command("report", _report, "write the report of a run, report.html, in its workdir")
+    report.add_argument("workdir", metavar="WORKDIR", help="of a run, finished or not")
 
 
-def _similarity(known: argparse.Namespace, rest: list[str]) -> int:
-    from paramshare.analysis.folding import check_threshold
-    from paramshare.analysis.snapshots import THRESHOLDS, near_pairs, snapshots
+def _similarity(args: argparse.Namespace, overrides: list[str]) -> int:
+    from paramshare.measure.snapshots import THRESHOLDS, near_pairs, snapshots
+    from paramshare.report.record import snapshot_of
     from paramshare.shared import Shared
     from paramshare.training.metrics import read_metrics
-    from paramshare.training.report import images_of, snapshot_of, variables_of
-    from paramshare.training.run import named_network
-    from paramshare.training.workdir import stored_config
+    from paramshare.training.workdir import network_variables, stored_network
+    from paramshare.transform.folding import check_threshold
 
-    thresholds = tuple(check_threshold(threshold) for threshold in known.threshold or THRESHOLDS)
-    workdir = pathlib.Path(known.workdir)
-    config = stored_config(workdir)
-    shape, classes = images_of(workdir)
-    model = named_network(config, classes, shape)
+    thresholds = tuple(check_threshold(threshold) for threshold in args.threshold or THRESHOLDS)
+    workdir = pathlib.Path(args.workdir)
+    config, facts, model = stored_network(workdir)
     if not isinstance(model, Shared):
         raise CommandError(
-            f"{config.model.name} in {workdir} has no banks, so no plan says which layers to compare; `paramshare convert` makes it a "
-            "shared network, or in Python: paramshare.similarity(paramshare.share(model, plan, x), variables)"
+            f"{config.model.name} in {workdir} shares no weights, so that no layers are compared; "
+            "`paramshare convert` converts it to a shared network"
         )
-    variables, step = variables_of(workdir, config, model, shape, known.checkpoint)
+    variables, step = network_variables(workdir, config, facts, model, args.checkpoint)
     lines = read_metrics(workdir / "metrics.jsonl")
     snapshot = snapshot_of(model, variables, step, lines)
     if snapshot is None:
-        raise CommandError(f"no bank of {config.model.name} has two layers of one shape, so there is nothing to compare")
+        raise CommandError(
+            f"{config.model.name} has no bank with two layers of one shape, so that no layers are "
+            "compared; choose another network"
+        )
     labels = layer_labels(model.layout)
     title = f"{config.model.name} on {config.data.name}"
     pictures = draw(workdir, snapshot, snapshots(lines), model.layout, thresholds, title)
 
-    if known.json:
+    if args.json:
         banks = {
             name: {
                 "layers": labels[name],
@@ -63,30 +70,36 @@ def _similarity(known: argparse.Namespace, rest: list[str]) -> int:
             }
             for name, matrix in snapshot.matrices.items()
         }
-        told = {"model": config.model.name, "checkpoint": known.checkpoint, "step": step, "epoch": snapshot.epoch}
-        print(json.dumps({**told, "banks": banks, "pictures": [str(picture) for picture in pictures]}))
+        about = {
+            "model": config.model.name,
+            "checkpoint": args.checkpoint,
+            "step": step,
+            "epoch": snapshot.epoch,
+        }
+        print(json.dumps(about | {"banks": banks, "pictures": [str(path) for path in pictures]}))
         return 0
-    print(f"{title}, {known.checkpoint} state, step {step:,}: |cosine| between layers")
+    print(f"{title}, {args.checkpoint} state, step {step:,}: |cosine| between layers")
     for name, matrix in snapshot.matrices.items():
         print(f"\n{name}")
         print("\n".join(matrix_table(matrix, labels[name])))
         near = ", ".join(f"{near_pairs(matrix, t)} at {t:g}" for t in thresholds)
-        print(f"pairs near 1   of {len(matrix) * (len(matrix) - 1) // 2}: {near}")
+        print(f"similar pairs  of {len(matrix) * (len(matrix) - 1) // 2}: {near}")
     print()
     for picture in pictures:
         print(f"picture        {picture}")
     return 0
 
 
-def _report(known: argparse.Namespace, rest: list[str]) -> int:
-    from paramshare.training.report import read_run, write_report
+def _report(args: argparse.Namespace, overrides: list[str]) -> int:
+    from paramshare.report.page import write_report
+    from paramshare.report.record import read_run
 
-    print(f"report         {write_report(read_run(known.workdir), known.workdir)}")
+    print(f"report         {write_report(read_run(args.workdir), args.workdir)}")
     return 0
 
 
 def matrix_table(matrix_LxL: Any, labels: Sequence[str]) -> list[str]:
-    """Lines of a table: a row a layer under its name, the columns by number.
+    """Lines of a table: one row per layer with its name, columns by number.
 
     Example:
       >>> from paramshare.cli.report import matrix_table
@@ -96,35 +109,52 @@ def matrix_table(matrix_LxL: Any, labels: Sequence[str]) -> list[str]:
       1 block3/conv1  0.25  1.00
     """
     digits, width = len(str(len(labels) - 1)), max(map(len, labels))
-    head = " " * (digits + 1 + width + 2) + "".join(f"{i:>4}  " for i in range(len(labels))).rstrip()
+    numbers = "".join(f"{i:>4}  " for i in range(len(labels))).rstrip()
     rows = [
         f"{i:>{digits}} {label:<{width}}  " + "  ".join(f"{value:.2f}" for value in row)
         for i, (label, row) in enumerate(zip(labels, matrix_LxL, strict=True))
     ]
-    return [head, *rows]
+    return [" " * (digits + 1 + width + 2) + numbers, *rows]
 
 
 def layer_labels(layout: Any) -> dict[str, list[str]]:
     """Short names of the layers of every similarity matrix."""
-    from paramshare.analysis.pictures import site_labels
-    from paramshare.analysis.similarity import layers
+    from paramshare.measure.similarity import layers
+    from paramshare.report.pictures import site_labels
 
     return {name: site_labels(sites) for name, sites in layers(layout).items()}
 
 
-def draw(workdir: pathlib.Path, now: Any, kept: Sequence[Any], layout: Any, thresholds: Sequence[float], title: str) -> list[pathlib.Path]:
-    """Writes `similarity.png`, and with the snapshots that training kept `similarity_over_training.png`; returns their paths."""
-    from paramshare.analysis.pictures import similarity_maps, similarity_over_training
+def draw(
+    workdir: pathlib.Path,
+    snapshot: Any,
+    history: Sequence[Any],
+    layout: Any,
+    thresholds: Sequence[float],
+    title: str,
+) -> list[pathlib.Path]:
+    """Draws the similarity now, and over training if the run recorded it; returns the files."""
+    from paramshare.report.pictures import similarity_maps, similarity_over_training
 
-    labels = layer_labels(layout)
     pictures = [workdir / "similarity.png"]
     try:
-        similarity_maps(now.matrices, pictures[0], labels=labels, title=f"{title}: layer similarity after epoch {now.epoch}")
-        if len(kept) > 1:
+        similarity_maps(
+            snapshot.matrices,
+            pictures[0],
+            labels=layer_labels(layout),
+            title=f"{title}: layer similarity after epoch {snapshot.epoch}",
+        )
+        if len(history) > 1:
             pictures.append(workdir / "similarity_over_training.png")
-            similarity_over_training(kept, pictures[1], thresholds=thresholds, title=f"{title}: layer similarity over training")
+            similarity_over_training(
+                history,
+                pictures[1],
+                thresholds=thresholds,
+                title=f"{title}: layer similarity over training",
+            )
     except OSError as error:
         raise CommandError(
-            f"{pictures[-1]} cannot be written: {error.strerror}; move it away, or see to the folder's permissions"
+            f"{pictures[-1]} cannot be written: {error.strerror}; "
+            "move it away, or check the folder's permissions"
         ) from None
     return pictures

@@ -1,8 +1,7 @@
-"""Plain Flax networks. They know nothing of sharing, and import nothing of ours."""
+"""Plain Flax networks, written without any weight sharing."""
 
 from paramshare.models.densenet import DenseNet
 from paramshare.models.layers import ModelError
-from paramshare.models.looped import Loop
 from paramshare.models.mobilenet import MobileNetV2
 from paramshare.models.path_net import PathNet
 from paramshare.models.resnet import ResNet
@@ -10,4 +9,13 @@ from paramshare.models.resnext import ResNeXt
 from paramshare.models.vgg import VGG
 from paramshare.models.wide_resnet import WideResNet
 
-__all__ = ["VGG", "DenseNet", "Loop", "MobileNetV2", "ModelError", "PathNet", "ResNeXt", "ResNet", "WideResNet"]
+__all__ = [
+    "VGG",
+    "DenseNet",
+    "MobileNetV2",
+    "ModelError",
+    "PathNet",
+    "ResNeXt",
+    "ResNet",
+    "WideResNet",
+]

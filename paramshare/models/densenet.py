@@ -1,4 +1,4 @@
-"""Densely connected networks with bottlenecks and compression (DenseNet-BC), for ImageNet and for 32x32 images."""
+"""Densely connected networks (DenseNet-BC), for ImageNet and for 32x32 images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,13 +7,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from paramshare.models.layers import HE_NORMAL_FAN_OUT, ModelError, check_images, check_stem, layers
+from paramshare.models.layers import (
+    HE_NORMAL_FAN_OUT,
+    ModelError,
+    check_images,
+    check_stem,
+    layers,
+    stem_pool,
+)
 
 
 class DenseLayer(nn.Module):
-    """BN, ReLU, 1x1 to 4 times `growth`, BN, ReLU, 3x3 to `growth`: new channels, which follow those of the input.
+    """BN, ReLU, 1x1 to 4 times `growth`, BN, ReLU, 3x3 to `growth`; appends these to the input.
 
-    With a `rank` the 3x3 is factored: a basis of `rank` 3x3 filters, BN, and 1x1 coefficients. No ReLU between basis and coefficients.
+    With a positive `rank` the 3x3 is factored: a basis of `rank` 3x3 filters, BN, and 1x1
+    coefficients. There is no ReLU between basis and coefficients.
     """
 
     conv: Callable[..., nn.Module]
@@ -34,7 +42,7 @@ class DenseLayer(nn.Module):
 
 
 class DenseStage(nn.Module):
-    """Dense layers at one resolution, named `layer1`, `layer2`, ..."""
+    """Dense layers at one resolution, named `layer1`, `layer2`, ...; `layer` builds one by name."""
 
     layer: Callable[..., nn.Module]
     layers: int
@@ -56,28 +64,33 @@ class Transition(nn.Module):
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
         h = nn.relu(self.norm(name="bn")(x_BxHxWxC))
         h = self.conv(x_BxHxWxC.shape[-1] // 2, 1, name="conv")(h)
-        return nn.pool(h, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4  # `avg_pool` divides by a NumPy integer: no strict promotion
+        # Not `avg_pool`: it divides by a NumPy integer, which strict dtype promotion refuses.
+        return nn.pool(h, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4
 
 
 class DenseNet(nn.Module):
-    """DenseNet-BC: stem, stages of dense layers with transitions between them, BN, ReLU, global mean, classifier.
+    """DenseNet-BC: stem, stages of dense layers and transitions, BN, ReLU, mean, classifier.
 
-    The defaults are DenseNet121's. Parameters lie at `stem`, `stem_bn` (with the ImageNet stem), `stage1/layer1/conv1` and so on,
-    `transition1/bn`, `transition1/conv` and so on, `bn`, `classifier`; in a layer at `bn1, conv1, bn2, conv2`, or `basis, basis_bn,
-    coefficients` in place of `conv2`.
+    The default is DenseNet121. Parameters are at `stem`, `stem_bn` (ImageNet stem only),
+    `stage1/layer1/conv1` and so on, `transition1/bn`, `transition1/conv` and so on, `bn`,
+    `classifier`. A layer has `bn1, conv1, bn2, conv2`; a factored one has
+    `basis, basis_bn, coefficients` instead of `conv2`.
 
     Attributes:
-      blocks: how many layers, for each stage.
+      blocks: number of layers of each stage.
       growth: channels that a layer adds; the stem has twice as many.
-      rank: if positive, the 3x3 of every layer, whatever its stage, is factored: it leads to `rank` channels, then BN, then a 1x1 leads
-        to `growth`.
+      rank: if positive, the 3x3 of every layer is factored, with the same rank in all stages: 3x3
+        to `rank` channels, BN, 1x1 to `growth` channels.
       num_classes: outputs of the classifier.
-      stem: "imagenet" for a 7x7 of stride 2, BN, ReLU and a 3x3 max-pool of stride 2; "cifar" for a 3x3 and nothing after it.
-      dtype: compute dtype; parameters, and the classifier, stay float32.
-      axis_name: the mapped axis (of `pmap` or `shard_map`) over which batch statistics are averaged; None keeps each device's own.
+      stem: "imagenet" for a 7x7 of stride 2, BN, ReLU and a 3x3 max-pool of stride 2; "cifar" for a
+        3x3 alone.
+      dtype: compute dtype; the parameters and the classifier stay float32.
+      axis_name: mapped axis (of `pmap` or `shard_map`) over which batch statistics are averaged;
+        None for no averaging.
 
     Raises:
-      ModelError: when called, if an attribute is none of these, or the images are not (B, H, W, C) or too small for the transitions.
+      ModelError: when called, if an attribute is not legal, or the images are not (B, H, W, C) or
+        too small for the transitions.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -89,8 +102,10 @@ class DenseNet(nn.Module):
       7048548
 
     References:
-      Huang et al., Densely Connected Convolutional Networks, CVPR 2017, arXiv:1608.06993; in the form of torchvision's densenet121.
-      Kang & Kim, Deeply Shared Filter Bases, NeurIPS 2021, arXiv:2006.05066: `rank`, and the CIFAR stem without a batch norm.
+      Huang et al., Densely Connected Convolutional Networks, CVPR 2017, arXiv:1608.06993, as
+      torchvision's densenet121.
+      Kang & Kim, Deeply Shared Filter Bases, NeurIPS 2021, arXiv:2006.05066: `rank`, and the CIFAR
+      stem without a batch norm.
     """
 
     blocks: tuple[int, ...] = (6, 12, 24, 16)
@@ -108,38 +123,42 @@ class DenseNet(nn.Module):
         conv, norm = layers(self, train, kernel_init=HE_NORMAL_FAN_OUT)
         if self.stem == "imagenet":
             x = nn.relu(norm(name="stem_bn")(conv(2 * self.growth, 7, 2, name="stem")(x_BxHxWxC)))
-            x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])  # pyright: ignore[reportArgumentType] (annotated too narrowly)
+            x = stem_pool(x)
         else:
             x = conv(2 * self.growth, 3, name="stem")(x_BxHxWxC)
         check_size(x_BxHxWxC, x, transitions=len(self.blocks) - 1)
         for number, blocks in enumerate(self.blocks, start=1):
             if number > 1:
                 x = Transition(conv, norm, name=f"transition{number - 1}")(x)
-            x = DenseStage(lambda name: DenseLayer(conv, norm, self.growth, self.rank, name=name), blocks, name=f"stage{number}")(x)
+            x = DenseStage(
+                lambda name: DenseLayer(conv, norm, self.growth, self.rank, name=name),
+                blocks,
+                name=f"stage{number}",
+            )(x)
         x_BxC = jnp.mean(nn.relu(norm(name="bn")(x)), axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.num_classes, name="classifier")(x_BxC)
 
 
 def check_attributes(model: DenseNet) -> None:
-    """`ModelError` unless there is such a network."""
+    """`ModelError` if an attribute is not legal."""
     check_stem(model.stem)
     if not model.blocks or min(*model.blocks, model.growth) < 1:
         raise ModelError(
-            "a dense network has a stage or more, each of a layer or more, and a growth of 1 or more; "
+            "a dense network must have at least one stage, one layer per stage and a growth of 1; "
             f"got blocks={model.blocks}, growth={model.growth}"
         )
     if not 0 <= model.rank <= 36 * model.growth:
         raise ModelError(
-            f"rank={model.rank}; 3x3 kernels over {4 * model.growth} channels have 1 to {36 * model.growth} independent ones: "
-            "give that many basis filters, or 0 for convolutions that are not factored"
+            f"rank={model.rank}; the rank of 3x3 kernels over {4 * model.growth} channels must be "
+            f"1 to {36 * model.growth}, or 0 for convolutions that are not factored"
         )
 
 
 def check_size(images_BxHxWxC: jax.Array, x_BxHxWxC: jax.Array, transitions: int) -> None:
-    """`ModelError` unless something is left of the stem's output once it is halved at each transition, odd sizes rounded down."""
+    """`ModelError` if the stem's output is too small to be halved by each transition."""
     if min(x_BxHxWxC.shape[1:3]) < 2**transitions:
         (height, width), (h, w) = images_BxHxWxC.shape[1:3], x_BxHxWxC.shape[1:3]
         raise ModelError(
-            f"images of {height}x{width} are too small: the stem makes {h}x{w} of them, and {transitions} transitions need "
-            f"{2**transitions} pixels a side or more"
+            f"images of {height}x{width} are too small: the stem's output is {h}x{w}, and "
+            f"{transitions} transitions need at least {2**transitions} pixels per side"
         )

@@ -1,4 +1,4 @@
-"""What the networks of this folder are built of: the papers' convolution and batch norm, with their settings in one place."""
+"""Convolution, batch norm, stages and checks that the networks in this folder have in common."""
 
 import functools
 from collections.abc import Callable
@@ -7,25 +7,46 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from paramshare.errors import ParamshareError
+
 HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 HE_NORMAL_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-class ModelError(ValueError):
-    """A model was asked for in a size that it does not have."""
+class ModelError(ParamshareError):
+    """An attribute of a model, or its input, is not legal."""
 
 
-def convolution(features: int, size: int, stride: int = 1, bias: bool = False, **options: Any) -> nn.Conv:
-    """A square convolution, without bias unless asked. Padding is symmetric: `SAME` would pad (0, 1) for stride 2 on even sizes."""
-    return nn.Conv(features, (size, size), (stride, stride), [(size // 2, size // 2)] * 2, use_bias=bias, **options)
+def convolution(
+    features: int, size: int, stride: int = 1, bias: bool = False, **options: Any
+) -> nn.Conv:
+    """A square convolution with symmetric padding.
+
+    `SAME` would pad even sizes by (0, 1) for stride 2, the papers' code pads by (1, 1).
+    """
+    return nn.Conv(
+        features,
+        (size, size),
+        (stride, stride),
+        [(size // 2, size // 2)] * 2,
+        use_bias=bias,
+        **options,
+    )
 
 
-def layers(module: nn.Module, train: bool, kernel_init: Callable = HE_NORMAL) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
-    """The convolution and the batch norm of a network, at its compute dtype.
+def layers(
+    module: nn.Module, train: bool, kernel_init: Callable = HE_NORMAL
+) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
+    """Builders of a network's convolutions and batch norms.
 
     Args:
-      module: the network; its `dtype` is the compute dtype, its `axis_name` the mapped axis that statistics are averaged over (or None).
-      train: whether batch statistics are used and updated.
+      module: the network. Reads `dtype`, the compute dtype, and `axis_name`, the mapped axis over
+        which batch statistics are averaged (or None).
+      train: whether to use and update batch statistics.
+      kernel_init: initialiser of the convolutions' kernels.
+
+    Returns:
+      (convolution, norm).
     """
     norm = functools.partial(
         nn.BatchNorm,
@@ -38,8 +59,21 @@ def layers(module: nn.Module, train: bool, kernel_init: Callable = HE_NORMAL) ->
     return functools.partial(convolution, kernel_init=kernel_init, dtype=module.dtype), norm
 
 
+def stem_pool(x_BxHxWxC: jax.Array) -> jax.Array:
+    """The 3x3 max-pool of stride 2 of the ImageNet stems."""
+    padding: Any = [(1, 1), (1, 1)]  # Flax annotates it as str alone
+    return nn.max_pool(x_BxHxWxC, (3, 3), (2, 2), padding)
+
+
 class Stage(nn.Module):
-    """Residual blocks of one width, named `block1`, `block2`, ...; the first one strides, and `later` builds the others if they differ."""
+    """Residual blocks of one width, named `block1`, `block2`, ...
+
+    Attributes:
+      block: builds a block, given its stride and name.
+      blocks: number of blocks.
+      stride: stride of the first block.
+      later: builds blocks 2.., given their name; None for `block` with stride 1.
+    """
 
     block: Callable[..., nn.Module]
     blocks: int
@@ -56,20 +90,24 @@ class Stage(nn.Module):
 
 
 def check_width(width: float, base: int = 16) -> int:
-    """`base` channels, widened; `ModelError` unless that is a whole number, 1 or more."""
+    """`base` times `width` channels; `ModelError` unless that is an integer of at least 1."""
     channels = base * width
     if channels < 1 or channels != int(channels):
-        raise ModelError(f"a widening factor is positive and a multiple of 1/{base}; got {width}")
+        raise ModelError(
+            f"a widening factor must be positive and a multiple of 1/{base}; got {width}"
+        )
     return int(channels)
 
 
 def check_images(x_BxHxWxC: jax.Array) -> None:
     """`ModelError` unless the input is a batch of images with channels last."""
     if x_BxHxWxC.ndim != 4 or 0 in x_BxHxWxC.shape[1:]:
-        raise ModelError(f"images must be of shape (batch, height, width, channels); got {x_BxHxWxC.shape}")
+        raise ModelError(
+            f"images must be of shape (batch, height, width, channels); got {x_BxHxWxC.shape}"
+        )
 
 
 def check_stem(stem: str) -> None:
-    """`ModelError` unless it is one of the two stems: for images of ImageNet's size, or of CIFAR's."""
+    """`ModelError` unless the stem is "imagenet" or "cifar"."""
     if stem not in ("imagenet", "cifar"):
-        raise ModelError(f"stem={stem!r}; the stem is 'imagenet' or 'cifar'")
+        raise ModelError(f"stem={stem!r}; the stem must be 'imagenet' or 'cifar'")

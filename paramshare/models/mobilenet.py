@@ -8,19 +8,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from paramshare.models.layers import HE_NORMAL_FAN_OUT, ModelError, Stage, check_images, check_stem, layers
+from paramshare.models.layers import (
+    HE_NORMAL_FAN_OUT,
+    ModelError,
+    Stage,
+    check_images,
+    check_stem,
+    layers,
+)
 
-# Expansion, channels and number of blocks of the seven stages, and the stride of their first block for each stem.
+# Expansion, channels and number of blocks of each stage; strides of the first blocks by stem.
 STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
 STRIDES = {"imagenet": (1, 2, 2, 2, 1, 2, 1), "cifar": (1, 2, 2, 2, 1, 1, 1)}
 HEAD = 1280
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to `expansion` times the channels, 3x3 of each channel alone (which strides), 1x1 to `features`, each with BN.
+    """1x1 to `expansion` times the channels, depthwise 3x3 with the stride, 1x1 to `features`.
 
-    `relu` follows the first two. The input is added where stride is 1 and the width stays; with `projection` also where the width changes,
-    then through a 1x1 and BN.
+    Each convolution has BN; `relu` follows the first two. With stride 1 the input is added if the
+    width does not change. If it does, and `projection` is set, a 1x1 and BN of the input are added.
     """
 
     conv: Callable[..., nn.Module]
@@ -36,33 +43,46 @@ class InvertedResidual(nn.Module):
         channels = x_BxHxWxC.shape[-1]
         inner = self.expansion * channels
         h = self.relu(self.norm(name="bn1")(self.conv(inner, 1, name="expand")(x_BxHxWxC)))
-        h = self.relu(self.norm(name="bn2")(self.conv(inner, 3, self.stride, feature_group_count=inner, name="depthwise")(h)))
+        h = self.relu(
+            self.norm(name="bn2")(
+                self.conv(inner, 3, self.stride, feature_group_count=inner, name="depthwise")(h)
+            )
+        )
         h = self.norm(name="bn3")(self.conv(self.features, 1, name="project")(h))
         if self.stride == 1 and channels == self.features:
             return x_BxHxWxC + h
         if self.stride == 1 and self.projection:
-            return self.norm(name="shortcut_bn")(self.conv(self.features, 1, name="shortcut")(x_BxHxWxC)) + h
+            return (
+                self.norm(name="shortcut_bn")(
+                    self.conv(self.features, 1, name="shortcut")(x_BxHxWxC)
+                )
+                + h
+            )
         return h
 
 
 class MobileNetV2(nn.Module):
-    """MobileNetV2 at width 1: stem, seven stages of inverted residuals, a 1x1 head of 1280 channels, global mean, classifier.
+    """MobileNetV2 at width 1: stem, seven stages, a 1x1 head of 1280 channels, mean, classifier.
 
-    Parameters lie at `stem`, `stem_bn`, `stage1/block1/expand` and so on, `head`, `head_bn`, `classifier`; in a block
-    `expand, bn1, depthwise, bn2, project, bn3`, and `shortcut, shortcut_bn` where there is a projection.
-    As in the paper of shared filter bases, stem and head have a bias, other convolutions have none, and the one block of stage 1 has an
-    expansion too, from 32 channels to 32.
+    Parameters are at `stem`, `stem_bn`, `stage1/block1/expand` and so on, `head`, `head_bn`,
+    `classifier`. A block has `expand, bn1, depthwise, bn2, project, bn3`, and
+    `shortcut, shortcut_bn` with a projection. As in the paper on shared filter bases, only stem and
+    head have a bias, and the block of stage 1 has an expansion too, from 32 channels to 32.
 
     Attributes:
       num_classes: outputs of the classifier.
-      stem: "imagenet" for a 3x3 of stride 2, and ReLU6 everywhere; "cifar" for a 1x1 over the image with a frame of zeros (32 pixels become
-        34), stride 1 in stage 6, a projection where stride 1 changes the width, and in the blocks ReLU without an upper end.
-      dropout: share of the mean features that is dropped in training; None for torchvision's .2 with the ImageNet stem, and else 0.
-      dtype: compute dtype; parameters, and the classifier, stay float32.
-      axis_name: the mapped axis (of `pmap` or `shard_map`) over which batch statistics are averaged; None keeps each device's own.
+      stem: "imagenet" for a 3x3 of stride 2, and ReLU6 everywhere. "cifar" for a 1x1 over the image
+        padded by one pixel of zeros (32 pixels become 34), stride 1 in stage 6, a projection where
+        a block of stride 1 changes the width, and ReLU instead of ReLU6 in the blocks.
+      dropout: rate of dropout after the global mean; None for 0.2 with the ImageNet stem
+        (torchvision's rate) and 0 with the CIFAR stem.
+      dtype: compute dtype; the parameters and the classifier stay float32.
+      axis_name: mapped axis (of `pmap` or `shard_map`) over which batch statistics are averaged;
+        None for no averaging.
 
     Raises:
-      ModelError: when called, if there is no such stem, dropout is not in [0, 1), or the images are not (B, H, W, C).
+      ModelError: when called, if the stem is unknown, dropout is not in [0, 1), or the images are
+        not (B, H, W, C).
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -75,8 +95,9 @@ class MobileNetV2(nn.Module):
       3507272
 
     References:
-      Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018, arXiv:1801.04381, table 2.
-      Kang & Kim, Deeply Shared Filter Bases, NeurIPS 2021, arXiv:2006.05066: these two forms.
+      Sandler et al., MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018,
+      arXiv:1801.04381, table 2.
+      Kang & Kim, Deeply Shared Filter Bases, NeurIPS 2021, arXiv:2006.05066: the two stems.
     """
 
     num_classes: int = 1000
@@ -91,15 +112,21 @@ class MobileNetV2(nn.Module):
         imagenet = self.stem == "imagenet"
         dropout = (0.2 if imagenet else 0.0) if self.dropout is None else self.dropout
         if not 0 <= dropout < 1:
-            raise ModelError(f"dropout={dropout}; give the share of features to drop, 0 or more and below 1")
+            raise ModelError(f"dropout={dropout}; the rate must be at least 0 and below 1")
         check_images(x_BxHxWxC)
         conv, norm = layers(self, train, kernel_init=HE_NORMAL_FAN_OUT)
         x = x_BxHxWxC if imagenet else jnp.pad(x_BxHxWxC, ((0, 0), (1, 1), (1, 1), (0, 0)))
         size, stride = (3, 2) if imagenet else (1, 1)
         x = nn.relu6(norm(name="stem_bn")(conv(32, size, stride, bias=True, name="stem")(x)))
-        block = functools.partial(InvertedResidual, conv, norm, nn.relu6 if imagenet else nn.relu, projection=not imagenet)
-        for number, ((expansion, features, blocks), stride) in enumerate(zip(STAGES, STRIDES[self.stem], strict=True), start=1):
-            x = Stage(functools.partial(block, expansion, features), blocks, stride, name=f"stage{number}")(x)
+        block = functools.partial(
+            InvertedResidual, conv, norm, nn.relu6 if imagenet else nn.relu, projection=not imagenet
+        )
+        for number, ((expansion, features, blocks), stride) in enumerate(
+            zip(STAGES, STRIDES[self.stem], strict=True), start=1
+        ):
+            x = Stage(
+                functools.partial(block, expansion, features), blocks, stride, name=f"stage{number}"
+            )(x)
         x = nn.relu6(norm(name="head_bn")(conv(HEAD, 1, bias=True, name="head")(x)))
         x_BxC = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         x_BxC = nn.Dropout(dropout, deterministic=not train)(x_BxC)

@@ -1,4 +1,4 @@
-"""VGG networks, and the cut ones that learned repetition in depth starts from."""
+"""VGG networks for small images, and the shorter ones that learned repetition starts from."""
 
 from typing import Any
 
@@ -8,25 +8,28 @@ import jax.numpy as jnp
 
 from paramshare.models.layers import ModelError, check_images, layers
 
-# Channels of the two convolutions of each stage.
+# Channels of both convolutions of each stage.
 WIDTHS = (64, 128, 256, 512, 512)
 DEPTHS = range(4, 2 * len(WIDTHS) + 2)
 
 
 class VGG(nn.Module):
-    """The first `depth` - 1 of ten 3x3 convolutions, each with BN and ReLU, two a stage; global mean, classifier.
+    """The first `depth` - 1 of ten 3x3 convolutions with BN and ReLU; global mean, classifier.
 
-    A 2x2 max-pool follows the second convolution of a stage; a stage that is cut after its first has none. Parameters lie at
-    `conv{stage}_{index}`, `bn{stage}_{index}` (both from 1) and `classifier`. Kernels of convolutions start Xavier-uniform, biases at 0.
+    A stage has two convolutions, then a 2x2 max-pool; a last stage with one convolution has no
+    max-pool. Parameters are at `conv{stage}_{index}`, `bn{stage}_{index}` (both from 1) and
+    `classifier`. The convolutions' kernels start Xavier-uniform, the biases at 0.
 
     Attributes:
-      depth: 4 to 11; convolutions and classifier.
+      depth: number of convolutions plus one (the classifier), 4 to 11.
       num_classes: outputs of the classifier.
-      dtype: compute dtype; parameters, and the classifier, stay float32.
-      axis_name: the mapped axis (of `pmap` or `shard_map`) over which batch statistics are averaged; None keeps each device's own.
+      dtype: compute dtype; the parameters and the classifier stay float32.
+      axis_name: mapped axis (of `pmap` or `shard_map`) over which batch statistics are averaged;
+        None for no averaging.
 
     Raises:
-      ModelError: when called, if there is no such depth, the images are not (B, H, W, C), or they are too small for the max-pools.
+      ModelError: when called, if depth is not 4 to 11, or the images are not (B, H, W, C) or too
+        small for the max-pools.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -39,9 +42,10 @@ class VGG(nn.Module):
       114378
 
     References:
-      Simonyan & Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015, arXiv:1409.1556.
-      Chavan et al., Rescaling CNN through Learnable Repetition of Network Parameters, ICIP 2021, arXiv:2101.05650: these widths, cuts, and
-      one dense layer.
+      Simonyan & Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition,
+      ICLR 2015, arXiv:1409.1556.
+      Chavan et al., Rescaling CNN through Learnable Repetition of Network Parameters, ICIP 2021,
+      arXiv:2101.05650: the widths, the shorter networks and the single dense layer.
     """
 
     depth: int = 11
@@ -52,7 +56,9 @@ class VGG(nn.Module):
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
         if self.depth not in DEPTHS:
-            raise ModelError(f"a VGG has depth {DEPTHS[0]} to {DEPTHS[-1]}; got {self.depth}")
+            raise ModelError(
+                f"the depth of a VGG must be {DEPTHS[0]} to {DEPTHS[-1]}; got {self.depth}"
+            )
         check_images(x_BxHxWxC)
         check_size(x_BxHxWxC, pools=(self.depth - 1) // 2)
         conv, norm = layers(self, train, kernel_init=nn.initializers.xavier_uniform())
@@ -68,7 +74,10 @@ class VGG(nn.Module):
 
 
 def check_size(x_BxHxWxC: jax.Array, pools: int) -> None:
-    """`ModelError` unless something is left of the images once they are halved `pools` times, odd sizes rounded down."""
+    """`ModelError` if the images are too small to be halved `pools` times, rounding down."""
     height, width = x_BxHxWxC.shape[1:3]
     if min(height, width) < 2**pools:
-        raise ModelError(f"images of {height}x{width} are too small for {pools} max-pools; they need {2**pools} pixels a side or more")
+        raise ModelError(
+            f"images of {height}x{width} are too small for {pools} max-pools; each side must have "
+            f"at least {2**pools} pixels"
+        )

@@ -1,10 +1,23 @@
-"""Sharing schemes: pure functions over arrays, and one small frozen dataclass each."""
+"""Sharing schemes: frozen dataclasses that make the kernels of several layers from few arrays."""
 
 from paramshare.schemes.basis import FilterBasis
-from paramshare.schemes.interface import UNIQUE, Bank, Coefficients, Scheme, SchemeError, Site
+from paramshare.schemes.cosines import cosines
+from paramshare.schemes.interface import Filters, Scheme, SchemeError, Site, Weights
 from paramshare.schemes.repetition import Repeat
 from paramshare.schemes.ring import Ring
 from paramshare.schemes.soft import Soft
 from paramshare.schemes.tied import Tied
 
-__all__ = ["UNIQUE", "Bank", "Coefficients", "FilterBasis", "Repeat", "Ring", "Scheme", "SchemeError", "Site", "Soft", "Tied"]
+__all__ = [
+    "FilterBasis",
+    "Filters",
+    "Repeat",
+    "Ring",
+    "Scheme",
+    "SchemeError",
+    "Site",
+    "Soft",
+    "Tied",
+    "Weights",
+    "cosines",
+]

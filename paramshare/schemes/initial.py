@@ -1,32 +1,32 @@
-"""What fresh banks are drawn from."""
+"""Distributions that banks are drawn from."""
 
 import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from paramshare.schemes.interface import SchemeError, Site
-
-Fan = Literal["fan_in", "fan_out"]
+from paramshare.schemes.interface import Site
 
 
-def standard_deviation(site: Site, scale: float, fan: Fan) -> float:
-    """sqrt(scale / fan): the standard deviation of `jax.nn.initializers.variance_scaling(scale, fan, "normal")` for the site's shape.
-
-    He's initialiser is scale 2, LeCun's (Flax's default) scale 1 with "fan_in".
-    """
-    return math.sqrt(scale / getattr(site, fan))
+def he_fan_out(site: Site) -> float:
+    """sqrt(2 / fan_out): the standard deviation of He's initializer, in its fan-out version."""
+    return math.sqrt(2 / site.fan_out)
 
 
-def check_variance(scheme: str, scale: float, fan: str) -> None:
-    """Raises `SchemeError` unless `scale` is positive and `fan` one of the two."""
-    if fan not in ("fan_in", "fan_out"):
-        raise SchemeError(f"{scheme}(fan={fan!r}): fan is 'fan_in' or 'fan_out', as in jax.nn.initializers.variance_scaling")
-    if not (isinstance(scale, int | float) and not isinstance(scale, bool) and math.isfinite(scale) and scale > 0):
-        raise SchemeError(f"{scheme}(scale={scale!r}): the scale of the initial variance is a positive number; He's is 2, LeCun's 1")
+def model_std(site: Site) -> float:
+    """The standard deviation of the model's initializer (`Scheme.check_initializer` has run)."""
+    assert site.std is not None
+    return site.std
+
+
+def rms_std(sites: tuple[Site, ...]) -> float:
+    """The root mean square of the sites' standard deviations."""
+    return math.sqrt(sum(model_std(site) ** 2 for site in sites) / len(sites))
 
 
 def orthogonal(key: jax.Array, rows: int, columns: int, dtype: jnp.dtype) -> jax.Array:
-    """A (rows, columns) matrix whose shorter side is orthonormal: QR of a Gaussian, signs fixed by the diagonal of R."""
+    """A (rows, columns) matrix whose shorter side is orthonormal.
+
+    By QR of a Gaussian matrix; the diagonal of R fixes the signs.
+    """
     return jax.nn.initializers.orthogonal()(key, (rows, columns), dtype)

@@ -1,6 +1,7 @@
-"""Pseudo-random permutations and signs that are computed where they are needed, and stored nowhere.
+"""Pseudo-random permutations and signs, computed on the fly and never stored.
 
-Integer arithmetic alone: equal on every host, device and version of anything, for checkpoints hold none of it.
+Only integer arithmetic: the same on every host, device and library version, since checkpoints do
+not contain them.
 """
 
 import dataclasses
@@ -15,19 +16,24 @@ ROUNDS = 6
 
 
 def derive(*parts: object) -> int:
-    """A 32-bit key, a pure function of what the parts read as."""
-    return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:4], "little")
+    """A 32-bit key, a pure function of the parts' text."""
+    return int.from_bytes(
+        hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:4], "little"
+    )
 
 
 def mix(x: jax.Array) -> jax.Array:
-    """A bijection of 32-bit words whose output bits each depend on all input bits: MurmurHash3's finaliser (Appleby, public domain)."""
+    """A bijection of 32-bit words; each output bit depends on all input bits.
+
+    MurmurHash3's finaliser (Appleby, public domain).
+    """
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
 
 
 def signs(size: int, key: int) -> jax.Array:
-    """(size,) bool, each True with probability one half: where a sign is minus."""
+    """(size,) bool, each True (minus) with probability one half."""
     return (mix(jax.lax.iota(jnp.uint32, size) ^ jnp.uint32(key)) & 1).astype(bool)
 
 
@@ -35,13 +41,14 @@ def signs(size: int, key: int) -> jax.Array:
 class Permutation:
     """A pseudo-random bijection of 0 .. size - 1.
 
-    A Feistel network over Z_a x Z_b with a b >= size, both sides near its square root (Black & Rogaway, Ciphers with arbitrary finite
-    domains, CT-RSA 2002): six rounds, which add a hash of one side to the other. Where a b > size, what falls outside is sent through
-    again until it falls inside ("cycle walking"). A round is undone by subtracting, so that the inverse costs the same.
+    A Feistel network over Z_a x Z_b with a b >= size and both sides near its square root (Black &
+    Rogaway, Ciphers with arbitrary finite domains, CT-RSA 2002). Each of six rounds adds a hash of
+    one side to the other. Where a b > size, values outside are sent through again until they fall
+    inside ("cycle walking"). Subtracting undoes a round, so the inverse costs the same.
 
     Attributes:
       size: 1 or more, below 2^31.
-      key: any 32-bit number.
+      key: any 32-bit integer.
       inverse: whether this is the inverse of the permutation of that key.
 
     Example:
@@ -58,11 +65,15 @@ class Permutation:
     inverse: bool = False
 
     def __call__(self) -> jax.Array:
-        """Where each place is sent: (size,) int32."""
+        """The image of each place: (size,) int32."""
         x = self._rounds(jax.lax.iota(jnp.uint32, self.size))
         if math.prod(_sides(self.size)) > self.size:
             outside = lambda x: x >= jnp.uint32(self.size)  # noqa: E731
-            x = jax.lax.while_loop(lambda x: jnp.any(outside(x)), lambda x: jnp.where(outside(x), self._rounds(x), x), x)
+            x = jax.lax.while_loop(
+                lambda x: jnp.any(outside(x)),
+                lambda x: jnp.where(outside(x), self._rounds(x), x),
+                x,
+            )
         return x.astype(jnp.int32)
 
     def _rounds(self, x: jax.Array) -> jax.Array:
@@ -83,15 +94,19 @@ class Permutation:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def permute(x_N: jax.Array, permutation: Permutation, block: int = 1) -> jax.Array:
-    """x[permutation()], in blocks of `block` neighbours that stay together; a last, incomplete block stays where it is.
+    """x[permutation()], in blocks of `block` neighbours; a last, incomplete block stays in place.
 
-    The gradient is the inverse permutation's gather: no scatter-add, hence the same bits every time, on GPUs too.
+    The gradient is a gather by the inverse permutation. Without a scatter-add it has the same bits
+    every time, on GPUs too.
 
     Args:
       x_N: a vector; N div block must be the permutation's size.
+      permutation: of the blocks.
+      block: entries in a block.
     """
     whole = permutation.size * block
-    # Behind a barrier: fused into the gather, the arithmetic of the indices is not vectorised (twice as slow on CPU, jaxlib 0.10).
+    # Fused into the gather, the index arithmetic is not vectorised: twice as slow on CPU (jaxlib
+    # 0.10). The barrier keeps them apart.
     index = jax.lax.optimization_barrier(permutation())
     moved = jnp.take(x_N[:whole].reshape(-1, block), index, axis=0, mode="clip").reshape(-1)
     return moved if whole == x_N.size else jnp.concatenate([moved, x_N[whole:]])
@@ -102,7 +117,11 @@ def _permute_forward(x_N, permutation, block):
 
 
 def _permute_backward(permutation, block, _, gradient_N):
-    return (permute(gradient_N, dataclasses.replace(permutation, inverse=not permutation.inverse), block),)
+    return (
+        permute(
+            gradient_N, dataclasses.replace(permutation, inverse=not permutation.inverse), block
+        ),
+    )
 
 
 permute.defvjp(_permute_forward, _permute_backward)
@@ -112,7 +131,8 @@ permute.defvjp(_permute_forward, _permute_backward)
 def _sides(size: int) -> tuple[int, int]:
     """Two numbers near the square root whose product is `size`, or else little more."""
     root = math.isqrt(size)
-    for a in range(root, max(root // 4, 3), -1):  # a side of 2 or 3 would keep too many neighbours together
+    # A side of 2 or 3 would keep too many neighbours together.
+    for a in range(root, max(root // 4, 3), -1):
         if size % a == 0:
             return a, size // a
     a = root if root * root == size else root + 1

@@ -1,141 +1,185 @@
-"""Whole kernels tied across layers: one for all, or one for each group, with or without a signed scale a layer."""
+"""Whole kernels tied across layers, with or without a signed scale for each layer."""
 
 import dataclasses
+import math
 import operator
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from paramshare.schemes.initial import Fan, check_variance, orthogonal, standard_deviation
-from paramshare.schemes.interface import SchemeError, Site, bank_dtype, check_arrays, check_equal_shapes, check_flag
+from paramshare.schemes.initial import he_fan_out, orthogonal, rms_std
+from paramshare.schemes.interface import (
+    Filters,
+    Initial,
+    Scheme,
+    SchemeError,
+    Site,
+    Weights,
+    bank_dtype,
+    check_choice,
+    check_flag,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Tied:
-    r"""One kernel for all sites, or one for each group of them.
+class Tied(Scheme):
+    r"""One kernel for all sites, or one for each group of sites.
 
     .. math:: W_l = c_l K_{g(l)}
 
-    The bank is `{"kernels": (G, ...)}`, G kernels of the sites' shape. With `scaled`, the coefficients are one (L,) array, the signed
-    scales c_l, which start at 1; without, there are none and c_l = 1. Trainable numbers: G P + L, or G P.
+    The bank is `{"kernels": (G, ...)}`, G kernels of the sites' shape. With `scaled`, each site has
+    a signed scale c_l, (), that starts at 1; without, c_l = 1. Trainable parameters: G P + L, or
+    G P.
 
-    A pattern of groups that repeats, (0, 1, 0, 1, ...), is a recurrent network: `paramshare.fold` finds such patterns in trained networks.
+    Groups that repeat, (0, 1, 0, 1, ...), make a recurrent network. `paramshare.fold` finds such
+    patterns in trained networks.
+
+    Initialization. The paper's is He-normal (fan-out), or orthonormal filters. With
+    initial="model", a kernel starts with the mean and standard deviation of its group's sites
+    (root mean square).
 
     Args:
-      orthonormal: whether each kernel's filters (its last axis counts them) start as rows of one (semi-)orthogonal matrix, instead of
-        normal with variance `scale / fan`.
-      scale: of the initial variance: 2 is He's, 1 LeCun's (Flax's default).
-      fan: "fan_out" or "fan_in".
-      groups: the group of each site, numbered from 0 in the order of their first site; None is one group of all.
-      scaled: whether every site has a signed scale of its own.
+      orthonormal: whether the filters of a kernel (its output axes count them) start as rows of one
+        (semi-)orthogonal matrix, instead of normal.
+      groups: the group of each site, numbered from 0 in the order of their first site; None is one
+        group for all sites.
+      scaled: whether every site has a signed scale.
+      initial: "model" or "paper", see above.
 
     Raises:
-      SchemeError: if an argument is not a legal one.
+      SchemeError: if an argument is invalid.
 
     Example:
       >>> import jax
       >>> from paramshare import Site, Tied
-      >>> sites = tuple(Site(f"block{i}/conv/kernel", (3, 3, 8, 8)) for i in range(4))
+      >>> sites = tuple(Site(f"block{i}/kernel", (3, 3, 8, 8), std=0.1) for i in range(4))
       >>> scheme = Tied(groups=(0, 1, 0, 1), scaled=True)
-      >>> bank, coefficients = scheme.init(jax.random.key(0), sites)
-      >>> bank["kernels"].shape, coefficients.shape
-      ((2, 3, 3, 8, 8), (4,))
-      >>> kernels = scheme.expand(bank, coefficients, sites)
+      >>> weights = scheme.init(jax.random.key(0), sites)
+      >>> weights.bank["kernels"].shape, weights.coefficients["block3.kernel"].shape
+      ((2, 3, 3, 8, 8), ())
+      >>> kernels = scheme.expand(weights, sites)
       >>> bool((kernels[1] == kernels[3]).all())
       True
 
     References:
-      Kang & Kim, NeurIPS 2021, arXiv:2006.05066: what ResNet50-Shared and MobileNetV2-Shared do with convolutions that they have already.
-      Savarese & Maire, ICLR 2019, arXiv:1902.09701: groups, as what soft sharing folds into.
+      Kang & Kim, NeurIPS 2021, arXiv:2006.05066: ResNet50-Shared and MobileNetV2-Shared tie
+      existing convolutions.
+      Savarese & Maire, ICLR 2019, arXiv:1902.09701: groups, the result of folding soft sharing.
     """
 
     orthonormal: bool = False
-    scale: float = 2.0
-    fan: Fan = "fan_out"
     groups: tuple[int, ...] | None = None
     scaled: bool = False
+    initial: Initial = "model"
+    one_shape: ClassVar[bool] = True
+    keeps_mean: ClassVar[bool] = True
 
     def __post_init__(self):
-        check_variance("Tied", self.scale, self.fan)
         check_flag("Tied", "orthonormal", self.orthonormal)
         check_flag("Tied", "scaled", self.scaled)
+        check_choice("Tied", "initial", self.initial, Initial)
         if self.groups is not None:
             object.__setattr__(self, "groups", _check_groups(self.groups))
 
-    def __str__(self) -> str:
-        shown = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
-        return f"Tied({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+    def _check(self, sites: tuple[Site, ...]) -> None:
+        if self.groups is not None and len(self.groups) != len(sites):
+            raise SchemeError(
+                f"{self} has groups for {len(self.groups)} sites, but there are {len(sites)}, the "
+                f"first is {sites[0]}; give one group for each site"
+            )
+
+    def _init(self, key: jax.Array, sites: tuple[Site, ...]) -> Weights:
+        groups, dtype = self.groups_of(sites), bank_dtype(sites)
+        members = [
+            tuple(site for site, group in zip(sites, groups, strict=True) if group == number)
+            for number in range(max(groups) + 1)
+        ]
+        # One kernel takes the key itself: the draw is the same whether or not groups=(0, ..., 0) is
+        # spelled out.
+        keys = (
+            [key]
+            if len(members) == 1
+            else [jax.random.fold_in(key, i) for i in range(len(members))]
+        )
+        kernels = [self._draw(key, dtype, of) for key, of in zip(keys, members, strict=True)]
+        return self.weights(jnp.stack(kernels), jnp.ones(len(sites), dtype), sites)
+
+    def _draw(self, key: jax.Array, dtype: jnp.dtype, members: tuple[Site, ...]) -> jax.Array:
+        """One kernel, for the sites of one group."""
+        site, paper = members[0], self.initial == "paper"
+        if self.orthonormal:
+            P, N = site.fan_in, site.matrix_shape[-1]
+            rows_NxP = orthogonal(key, N, P, dtype)
+            matrix = jnp.moveaxis(rows_NxP.reshape(N, *site.matrix_shape[:-1]), 0, -1)
+            kernel, std = site.from_matrix(matrix), math.sqrt(max(N, P))
+            if paper:
+                return kernel
+            kernel = std * kernel  # entries of mean square 1
+        else:
+            kernel = jax.random.normal(key, site.shape, dtype)
+            if paper:
+                return he_fan_out(site) * kernel
+        mean = sum(site.mean or 0.0 for site in members) / len(members)
+        return mean + rms_std(members) * kernel
+
+    def _expand(self, weights: Weights, sites: tuple[Site, ...]) -> tuple[jax.Array, ...]:
+        kernels = [self.kernels(weights.bank)[group] for group in self.groups_of(sites)]
+        if self.scaled:
+            scales = [weights.coefficients[site.key] for site in sites]
+            kernels = [scale * kernel for scale, kernel in zip(scales, kernels, strict=True)]
+        return tuple(kernels)
+
+    def _from_dense(self, kernels: tuple[jax.Array, ...], sites: tuple[Site, ...]) -> Weights:
+        """Without scales the mean of each group, with scales its leading singular vector."""
+        groups, stack_LxP = self.groups_of(sites), jnp.stack([kernel.ravel() for kernel in kernels])
+        rows, scales_L = [], jnp.ones(len(sites), stack_LxP.dtype)
+        for number in range(max(groups) + 1):
+            members = jnp.asarray([i for i, group in enumerate(groups) if group == number])
+            if self.scaled:
+                row_P, scales = leading(stack_LxP[members])
+                scales_L = scales_L.at[members].set(scales)
+            else:
+                row_P = jnp.mean(stack_LxP[members], axis=0)
+            rows.append(row_P.reshape(sites[0].shape))
+        return self.weights(jnp.stack(rows), scales_L, sites)
 
     def groups_of(self, sites: tuple[Site, ...]) -> tuple[int, ...]:
         """The group of each site."""
         return (0,) * len(sites) if self.groups is None else self.groups
 
-    def check(self, sites: tuple[Site, ...]) -> None:
-        """Raises `SchemeError` unless all sites have one shape, and each has a group."""
-        check_equal_shapes(sites, self)
-        if self.groups is not None and len(self.groups) != len(sites):
-            raise SchemeError(
-                f"{self} gives groups to {len(self.groups)} sites, but there are {len(sites)}, the first {sites[0]}; give each one a group"
-            )
+    def filters(self, weights: Weights, sites: tuple[Site, ...]) -> Filters:
+        """The filters of all kernels, stacked."""
+        matrices = [sites[0].to_matrix(kernel) for kernel in self.kernels(weights.bank)]
+        return Filters(jnp.concatenate([m.reshape(-1, m.shape[-1]).T for m in matrices]))
 
-    def init(self, key: jax.Array, sites: tuple[Site, ...]) -> tuple[dict[str, jax.Array], jax.Array | dict]:
-        """Draws the kernels; the scales are 1."""
-        self.check(sites)
-        site, dtype, count = sites[0], bank_dtype(sites), max(self.groups_of(sites)) + 1
+    def kernels(self, bank: Any) -> jax.Array:
+        """(G, *shape): the kernel of each group."""
+        return bank["kernels"]
 
-        def draw(key: jax.Array) -> jax.Array:
-            if self.orthonormal:
-                rows = orthogonal(key, site.shape[-1], site.fan_in, dtype)
-                return jnp.moveaxis(rows.reshape(site.shape[-1], *site.shape[:-1]), 0, -1)
-            return standard_deviation(site, self.scale, self.fan) * jax.random.normal(key, site.shape, dtype)
+    def scales(self, weights: Weights, sites: tuple[Site, ...]) -> jax.Array:
+        """(L,): the scale of each site; ones where sites have none."""
+        if not self.scaled:
+            return jnp.ones(len(sites), bank_dtype(sites))
+        return jnp.stack([weights.coefficients[site.key] for site in sites])
 
-        # One kernel takes the key as it is, so that a tied network does not depend on whether its one group is spelled out.
-        kernels = jnp.stack([draw(key if count == 1 else jax.random.fold_in(key, number)) for number in range(count)])
-        return {"kernels": kernels}, jnp.ones(len(sites), dtype) if self.scaled else {}
-
-    def expand(self, bank: dict[str, jax.Array], coefficients: jax.Array | dict, sites: tuple[Site, ...]) -> tuple[jax.Array, ...]:
-        """The kernels of the sites; `SchemeError` if the arrays are not of the shapes that `init` gives."""
-        groups = self.groups_of(sites)
-        check_arrays(self, "a bank", bank, {"kernels": (max(groups) + 1, *sites[0].shape)})
-        check_arrays(self, "coefficients", coefficients, (len(sites),) if self.scaled else {})
-        kernels = [bank["kernels"][group] for group in groups]
-        if self.scaled:
-            kernels = [coefficients[i] * kernel for i, kernel in enumerate(kernels)]
-        return tuple(kernel.astype(site.dtype) for kernel, site in zip(kernels, sites, strict=True))
-
-    def from_dense(self, kernels: tuple[jax.Array, ...], sites: tuple[Site, ...]) -> tuple[dict[str, jax.Array], jax.Array | dict]:
-        """The bank, and scales, whose kernels are nearest to the given ones in the sum of squares.
-
-        Without scales the mean of each group; with scales its leading singular vector (`leading`).
-
-        Args:
-          kernels: L arrays, in the order of the sites.
-          sites: the bank's sites.
-
-        Raises:
-          SchemeError: if the kernels do not have the sites' shapes.
-        """
-        self.check(sites)
-        check_arrays(self, "kernels", tuple(kernels), tuple(site.shape for site in sites))
-        dtype, groups = bank_dtype(sites), self.groups_of(sites)
-        stack_LxP = jnp.stack([jnp.asarray(kernel, dtype).reshape(-1) for kernel in kernels])
-        rows, scales = [], jnp.ones(len(sites), dtype)
-        for group in range(max(groups) + 1):
-            members = jnp.asarray([i for i, its in enumerate(groups) if its == group])
-            if self.scaled:
-                row, own = leading(stack_LxP[members])
-                scales = scales.at[members].set(own)
-            else:
-                row = jnp.mean(stack_LxP[members], axis=0)
-            rows.append(row.reshape(sites[0].shape))
-        return {"kernels": jnp.stack(rows)}, scales if self.scaled else {}
+    def weights(
+        self, kernels_Gx: jax.Array, scales_L: jax.Array | None, sites: tuple[Site, ...]
+    ) -> Weights:
+        """A bank of these kernels, (G, *shape), and scales, (L,), which count if `scaled`."""
+        bank = {"kernels": kernels_Gx}
+        if not self.scaled:
+            return Weights(bank)
+        assert scales_L is not None
+        return Weights(bank, {site.key: c for site, c in zip(sites, scales_L, strict=True)})
 
 
 def leading(rows_LxN: jax.Array) -> tuple[jax.Array, jax.Array]:
-    r"""The vector r and signed scales c that minimise \sum_l |row_l - c_l r|^2: the leading singular vector (Eckart & Young 1936).
+    r"""The vector r and signed scales c that minimise \sum_l |row_l - c_l r|^2.
 
-    r carries the length, |c| is 1 in the mean, and most of c (by sum) is positive. Rows of zeros throughout give r = 0 and c = 1.
+    The leading singular vector (Eckart & Young 1936). r carries the length, the mean of |c| is 1,
+    and the sum of c is not negative. If all rows are zero, r = 0 and c = 1.
 
     Returns:
       r, (N,), and c, (L,).
@@ -152,14 +196,18 @@ def _check_groups(groups: Sequence[int]) -> tuple[int, ...]:
     try:
         numbers = tuple(operator.index(group) for group in groups)
     except TypeError:
-        raise SchemeError(f"Tied(groups={groups!r}): groups are whole numbers, one for each site, such as (0, 1, 0, 1)") from None
-    known = 0
+        raise SchemeError(
+            f"Tied(groups={groups!r}): groups must be integers, one for each site, such as "
+            "(0, 1, 0, 1)"
+        ) from None
+    count = 0
     for number in numbers:
-        if not 0 <= number <= known:
+        if not 0 <= number <= count:
             raise SchemeError(
-                f"Tied(groups={numbers}): groups are numbered from 0 in the order of their first site, but {number} comes early"
+                f"Tied(groups={numbers}): groups must be numbered from 0 in the order of their "
+                f"first site, but {number} comes before {count}"
             )
-        known = max(known, number + 1)
+        count = max(count, number + 1)
     if not numbers:
-        raise SchemeError("Tied(groups=()): give each site a group, or None for one group of all")
+        raise SchemeError("Tied(groups=()): give each site a group, or None for a single group")
     return numbers

@@ -1,1 +1,3 @@
-"""Training: data, one pure step, state, checkpoints, the loop. Imported on demand; `import paramshare` leaves it alone."""
+"""Training: configuration, step, state, checkpoints, loop. Not imported by `import paramshare`."""
+
+import paramshare.tasks  # noqa: F401 (first: it names the extra that a bare install lacks)

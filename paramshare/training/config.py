@@ -1,296 +1,241 @@
-"""What a run is: frozen dataclasses, written in plain Python files, overridden on the command line, kept with the run as JSON."""
+"""The configuration of a training run: frozen dataclasses, checked when built, stored as JSON."""
 
 import dataclasses
-import json
-import math
 import pathlib
 import re
 import runpy
-import types
-import typing
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from paramshare.training.data import Augment, Curriculum
+import pydantic
 
-UNTOLD = ("log_every", "tensorboard", "checkpoint_every", "gradient_flow", "similarity_every")  # may differ within a run
-UNIONS = (typing.Union, types.UnionType)  # of `Literal[...] | None`, and of `float | None`
+from paramshare.data import AnyData, Digits
+from paramshare.errors import ParamshareError
+from paramshare.tasks import Augment
+from paramshare.tasks.config import Count, Fraction, checked_dataclass, describe
+
+# Fields that may differ when a run is resumed: they change what is logged, not what is trained.
+LOG_ONLY_FIELDS = (
+    "log_every",
+    "tensorboard",
+    "checkpoint_every",
+    "gradient_flow",
+    "similarity_every",
+)
+
+Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 
 
-class ConfigError(ValueError):
+class ConfigError(ParamshareError):
     """A configuration that cannot be run."""
 
 
-@dataclasses.dataclass(frozen=True)
+@checked_dataclass(ConfigError)
 class Model:
-    """Which network."""
+    """The network."""
 
     name: str = "swrn-16-1-1"
-    """Name in the zoo; `paramshare models` lists them."""
+    """Name in the zoo; `paramshare models` lists all names."""
     tied: tuple[str, ...] = ()
-    """Banks whose layers are tied in groups instead: "stage2=0,1,0,1,0,1", a group a layer; "stage2=*0,1,0,1,0,1" with signed scales."""
+    """Banks whose layers are tied in groups: "stage2=0,1,0,1" gives each layer its group,
+    "stage2=*0,1,0,1" adds a signed scale to each layer."""
     num_classes: int | None = None
-    """Outputs of the classifier; None takes them from the data set, a number must agree with it."""
+    """Outputs of the classifier; None uses the number of classes of the data set."""
     bfloat16: bool = False
     """Compute in bfloat16; parameters and banks stay float32."""
     sync_batch_norm: bool = False
-    """Average batch statistics over all devices, instead of each device's own share of the batch."""
+    """Average batch statistics over all devices, instead of over each device's part of the
+    batch."""
     stem: Literal["imagenet", "cifar"] | None = None
-    """Which stem, for networks that have both; None takes "cifar" for images smaller than 64 pixels a side and "imagenet" otherwise."""
+    """Stem, for networks with two variants; None uses "cifar" for images below 64 x 64 pixels and
+    "imagenet" otherwise."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """Which images."""
-
-    name: str = "digits"
-    """A tensorflow-datasets name (cifar10, cifar100, mnist, svhn_cropped, imagenet2012, ...), "digits", "idx", or "grids"."""
-    path: str | None = None
-    """For "idx": the folder with train-images-idx3-ubyte[.gz] and its three companions."""
-    data_dir: str | None = None
-    """Where tensorflow-datasets keeps prepared sets; None is its own default."""
-    validation: float = 0.1
-    """The share of the training images held out for validation (choosing an epoch); 0 for none. Of "grids", so many more are drawn."""
-    train_examples: int | None = None
-    """Train on this many images only; None for all."""
-    image_size: int | None = None
-    """Side of the crops, for sets whose images differ in size; None for 224."""
-    curriculum: Curriculum = Curriculum()  # noqa: RUF009 (frozen)
-    """Of "grids", shortest paths on grids: the phases of training, and what is tested."""
-
-
-@dataclasses.dataclass(frozen=True)
+@checked_dataclass(ConfigError)
 class Optimizer:
     """The update rule."""
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
-    """SGD and Adam take weight decay as L2 in the gradient, before momentum; AdamW takes it decoupled."""
-    learning_rate: float = 0.1
-    """The schedule's highest value."""
-    momentum: float = 0.9
-    """Of SGD."""
+    """SGD and Adam add weight decay to the gradient (L2), before momentum; AdamW decouples it."""
+    learning_rate: Positive = 0.1
+    """Highest learning rate of the schedule."""
+    momentum: Fraction = 0.9
+    """Momentum of SGD."""
     nesterov: bool = True
-    """Of SGD."""
-    weight_decay: float = 5e-4
-    """On everything but sharing coefficients: batch norm and biases included, as in the papers."""
+    """Use Nesterov momentum, in SGD."""
+    weight_decay: NotNegative = 5e-4
+    """Weight decay of all parameters except sharing coefficients; batch norm and biases decay
+    too, as in the papers."""
     decay_coefficients: bool = False
-    """Whether weight decay acts on sharing coefficients too."""
-    clip_norm: float | None = None
-    """Scale a gradient down to this norm, over everything trained, where it is longer; before weight decay. None leaves it as it is."""
+    """Apply weight decay to sharing coefficients too."""
+    clip_norm: Positive | None = None
+    """Largest norm of the gradient over all parameters; a longer gradient is scaled down, before
+    weight decay. None does not clip."""
 
 
-@dataclasses.dataclass(frozen=True)
+@checked_dataclass(ConfigError)
 class Schedule:
-    """How the learning rate changes."""
+    """The learning rate over time."""
 
     name: Literal["step", "cosine", "exponential", "constant"] = "step"
-    """Drops at milestones, half a cosine down to zero, the same factor every period but smoothly, or no change."""
+    """Drops at milestones, half a cosine down to zero, smooth exponential decay, or constant."""
     milestones: tuple[int, ...] = (60, 120, 160)
-    """Of "step": the epochs, counted from 0, that begin with a drop."""
-    factor: float = 0.2
-    """Of "step": what each drop multiplies by. Of "exponential": what a period comes to."""
-    factors: tuple[float, ...] = ()
-    """Of "step": a factor for each milestone, where they differ; none takes `factor` for all."""
-    period: float = 45.0
-    """Of "exponential": epochs; the rate is multiplied by factor^(epochs / period), a little every step."""
-    warmup_epochs: float = 0.0
-    """Epochs of linear growth from zero before any of them."""
+    """Epochs, counted from 0, at the start of which the "step" schedule drops."""
+    factor: Positive = 0.2
+    """Factor of each drop ("step"), or of each period ("exponential")."""
+    factors: tuple[Positive, ...] = ()
+    """One factor for each milestone ("step"); empty uses `factor` for all."""
+    period: Positive = 45.0
+    """Period of "exponential" in epochs: the rate is multiplied by factor^(epochs / period)."""
+    warmup_epochs: NotNegative = 0.0
+    """Epochs of linear warm-up from zero. They are part of `epochs`, and milestones count them."""
 
 
-@dataclasses.dataclass(frozen=True)
+@checked_dataclass(ConfigError)
 class Penalty:
-    """What is added to the loss."""
+    """Terms added to the loss."""
 
-    orthogonality: float = 0.0
-    """How much the distance of the shared filters from orthonormal ones counts (Kang & Kim 2021: 10); 0 for none."""
+    orthogonality: NotNegative = 0.0
+    """Weight of the orthogonality penalty on shared filters (Kang & Kim 2021: 10); 0 for none."""
     pools: tuple[str, ...] = ()
-    """Regular expressions over whole names of banks: one mean a pool, and the sum of them; none makes one pool of all filter bases."""
+    """Regular expressions of bank names for the orthogonality penalty: it is averaged over the
+    banks of each, and the averages are added. Empty makes one pool of all filter bases."""
     unique: bool = False
-    """Whether a layer's own filters are to be orthonormal too, to each other and to the shared ones."""
-    recurrence: float = 0.0
-    """How much counts what is missing from the layers' similarity, over all banks of templates (Savarese & Maire 2019: .01); 0 for none."""
+    """Orthogonality: also make each layer's own filters orthonormal, to each other and to the
+    shared ones."""
+    recurrence: NotNegative = 0.0
+    """Weight of the recurrence penalty on soft sharing (Savarese & Maire 2019: .01); 0 for
+    none."""
 
 
-@dataclasses.dataclass(frozen=True)
+@checked_dataclass(ConfigError)
 class Config:
     """One training run."""
 
     model: Model = Model()
-    data: Data = Data()
-    augment: Augment = Augment()  # noqa: RUF009 (frozen)
+    data: AnyData = Digits()
+    augment: Augment = Augment()
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     penalty: Penalty = Penalty()
-    epochs: int = 200
-    """Passes over the training images; each drops the last, incomplete batch of its own random order. Of a curriculum, over those of a
-    phase, each phase taking the same number of epochs."""
-    batch_size: int = 128
-    """Images a step, over all devices of all processes."""
-    label_smoothing: float = 0.0
-    """Share of the target spread evenly over all classes."""
-    seed: int = 0
-    """Of everything random: initial values, order of images, augmentation, validation split, dropout."""
+    epochs: Count = 200
+    """Passes over the training set; the last, incomplete batch of each pass is dropped. The phases
+    of a curriculum take equal parts of the epochs."""
+    batch_size: Count = 128
+    """Examples in each step, over all devices of all processes."""
+    label_smoothing: Fraction = 0.0
+    """Fraction of the target that is spread evenly over all classes; 0 keeps that of the task."""
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 0
+    """Seed of initial values, order of examples, augmentation, validation split and dropout."""
     mapping: Literal["pmap", "shard_map"] = "pmap"
-    """How the step is spread over devices; the same numbers either way."""
-    log_every: int = 50
+    """How the step is mapped over devices; both compute the same."""
+    log_every: Count = 50
     """Steps between lines of metrics.jsonl."""
-    validate_every: int = 1
+    validate_every: Count = 1
     """Epochs between validations."""
-    checkpoint_every: int = 1
+    checkpoint_every: Count = 1
     """Epochs between checkpoints."""
     tensorboard: bool = False
-    """Write TensorBoard event files as well."""
+    """Write TensorBoard event files too."""
     gradient_flow: bool = False
     """Log the mean and the largest |gradient| of every bank."""
-    similarity_every: int = 1
-    """Epochs between lines that tell how similar the layers of every bank are; 0 for none."""
+    similarity_every: Annotated[int, pydantic.Field(ge=0)] = 1
+    """Epochs between records of the similarity of the layers in each bank; 0 for none."""
 
     def check(self) -> None:
-        """Raises `ConfigError`, naming the field, its value and what it may be, if a value makes no sense."""
-        check_types(self, Config)
+        """Checks what concerns several fields.
 
-        def require(holds: bool, field: str, value: Any, wanted: str) -> None:
-            if not holds:
-                raise ConfigError(f"{field} is {value!r}; it must be {wanted}")
-
-        for name in ("epochs", "batch_size", "log_every", "validate_every", "checkpoint_every"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        require(self.similarity_every >= 0, "similarity_every", self.similarity_every, "1 or more, or 0 for none")
-        require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")
-        require(0 <= self.seed < 2**31, "seed", self.seed, "in [0, 2^31)")
-        rate = self.optimizer.learning_rate
-        require(math.isfinite(rate) and rate > 0, "optimizer.learning_rate", rate, "positive and finite")
-        require(0 <= self.optimizer.momentum < 1, "optimizer.momentum", self.optimizer.momentum, "in [0, 1)")
-        decay = self.optimizer.weight_decay
-        require(math.isfinite(decay) and decay >= 0, "optimizer.weight_decay", decay, "0 or more, and finite")
-        clip = self.optimizer.clip_norm
-        require(clip is None or (math.isfinite(clip) and clip > 0), "optimizer.clip_norm", clip, "positive and finite, or None")
-        for name in ("factor", "period"):
-            value = getattr(self.schedule, name)
-            require(math.isfinite(value) and value > 0, f"schedule.{name}", value, "positive and finite")
-        milestones = self.schedule.milestones
-        require(
-            list(milestones) == sorted(set(milestones)) and all(m > 0 for m in milestones),
-            "schedule.milestones",
-            milestones,
-            "rising, from 1 on",
-        )
-        factors = self.schedule.factors
-        require(
-            len(factors) in (0, len(milestones)) and all(math.isfinite(f) and f > 0 for f in factors),
-            "schedule.factors",
-            factors,
-            f"empty, or a positive number for each of the {len(milestones)} milestones",
-        )
-        require(
-            0 <= self.schedule.warmup_epochs <= self.epochs,
-            "schedule.warmup_epochs",
-            self.schedule.warmup_epochs,
-            "0 or more, and at most epochs",
-        )
-        require(0 <= self.data.validation < 1, "data.validation", self.data.validation, "in [0, 1)")
-        for name in ("orthogonality", "recurrence"):
-            weight = getattr(self.penalty, name)
-            require(math.isfinite(weight) and weight >= 0, f"penalty.{name}", weight, "0 or more, and finite")
+        Raises:
+          ConfigError: naming the field, its value and what is allowed.
+        """
+        schedule = self.schedule
+        milestones, factors = schedule.milestones, schedule.factors
+        if list(milestones) != sorted(set(milestones)) or any(m < 1 for m in milestones):
+            raise ConfigError(
+                f"schedule.milestones is {milestones}; it must be rising epochs of 1 or more"
+            )
+        if len(factors) not in (0, len(milestones)):
+            raise ConfigError(
+                f"schedule.factors is {factors}; it must be empty, or hold one factor for each of "
+                f"the {len(milestones)} milestones"
+            )
+        if schedule.warmup_epochs > self.epochs:
+            raise ConfigError(
+                f"schedule.warmup_epochs is {schedule.warmup_epochs}; it must be at most epochs, "
+                f"{self.epochs}"
+            )
         for pool in self.penalty.pools:
             try:
                 re.compile(pool)
             except re.error as error:
                 raise ConfigError(
-                    f"penalty.pools holds {pool!r}, which is no regular expression ({error}); it must match names of banks"
+                    f"penalty.pools holds {pool!r}; it must be a regular expression ({error})"
                 ) from None
 
 
-def check_types(value: Any, hint: Any, field: str = "") -> None:
-    """Raises `ConfigError` at the first field whose value is not of its declared type; an int will do for a float."""
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(value, hint):
-        for name, part in typing.get_type_hints(hint).items():
-            check_types(getattr(value, name), part, f"{field}.{name}" if field else name)
-    elif not _fits(value, hint):
-        raise ConfigError(f"{field or 'config'} is {value!r}; it must be {_wanted(hint)}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return value in options
-    if origin in UNIONS:
-        return any(_fits(value, option) for option in options)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(item, options[0]) for item in value)
-    return type(value) is hint or (hint is float and type(value) is int)
-
-
-def _wanted(hint: Any) -> str:
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        return f"one of {', '.join(options)}"
-    if origin in UNIONS:
-        names = [option.__name__ if isinstance(option, type) else _wanted(option) for option in options]
-        return " or ".join(names).replace("NoneType", "None")
-    if origin is tuple:
-        return f"a tuple of {options[0].__name__}s"
-    return f"of type {hint.__name__}"
-
-
 def load_file(path: str | pathlib.Path) -> Config:
-    """The `config` of a Python file.
+    """The `config` that a Python file sets.
 
     Raises:
-      ConfigError: if there is no such file, it does not run, or leaves no `config` of type `Config`.
+      ConfigError: if there is no such file, it fails, or sets no `config` of type `Config`.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise ConfigError(
-            f"no configuration file {str(path)!r}; CONFIG comes first: a Python file that sets `config`, such as experiments/quickstart.py"
+            f"no configuration file {str(path)!r}; give a Python file that sets `config` first, "
+            "such as experiments/recipes/quickstart.py"
         )
     try:
         config = runpy.run_path(str(path)).get("config")
+    except ParamshareError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except Exception as error:
-        raise ConfigError(f"{path} does not run: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{path} fails with {type(error).__name__}: {error}") from error
     if not isinstance(config, Config):
-        raise ConfigError(f"{path} must set `config` to a paramshare.training.config.Config; found {type(config).__name__}")
-    check_types(config, Config)  # the command line would trip over wrong ones before `check` could name them
+        raise ConfigError(
+            f"{path} must set `config` to a paramshare.training.config.Config, got "
+            f"{type(config).__name__}"
+        )
     return config
 
 
 def to_json(config: Config) -> str:
     """The configuration as indented JSON."""
-    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+    return pydantic.TypeAdapter(Config).dump_json(config, indent=2).decode() + "\n"
 
 
 def from_json(text: str) -> Config:
-    """The inverse of `to_json`.
+    """The inverse of `to_json`; fields that the text lacks take their defaults.
 
     Raises:
       ConfigError: if the text is not a configuration of this version.
     """
     try:
-        return _build(Config, json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"not a stored configuration of this version of paramshare: {error}") from None
+        return pydantic.TypeAdapter(Config).validate_json(text)
+    except pydantic.ValidationError as error:
+        reason = describe(error)
+    except ParamshareError as error:
+        reason = str(error)
+    raise ConfigError(f"not a configuration of this version of paramshare: {reason}")
 
 
-def differences(ours: Config, theirs: Config) -> list[str]:
-    """Fields in which two configurations differ, as "field: theirs -> ours". What is logged, and where, does not make another run."""
+def differences(config: Config, stored: Config) -> list[str]:
+    """Fields that differ, as "field: stored value -> value"; those of `LOG_ONLY_FIELDS` may."""
+    after, before = (_flat(dataclasses.asdict(each)) for each in (config, stored))
+    missing = object()
+    return [
+        f"{field}: {before.get(field)!r} -> {after.get(field)!r}"
+        for field in dict.fromkeys((*after, *before))
+        if after.get(field, missing) != before.get(field, missing) and field not in LOG_ONLY_FIELDS
+    ]
 
-    def flat(value: Any, prefix: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            return {prefix: value}
-        return {key: leaf for name, part in value.items() for key, leaf in flat(part, f"{prefix}.{name}" if prefix else name).items()}
 
-    a, b = flat(dataclasses.asdict(ours), ""), flat(dataclasses.asdict(theirs), "")
-    return [f"{key}: {b[key]!r} -> {a[key]!r}" for key in a if a[key] != b[key] and key not in UNTOLD]
-
-
-def _build(kind: Any, value: Any) -> Any:
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ValueError(f"{value!r} where {kind.__name__} should be")
-        hints = typing.get_type_hints(kind)
-        unknown = sorted(set(value) - set(hints))
-        if unknown:
-            raise ValueError(f"unknown field {unknown[0]!r}")
-        return kind(**{name: _build(hints[name], part) for name, part in value.items()})
-    if typing.get_origin(kind) in UNIONS:
-        return value
-    return tuple(value) if typing.get_origin(kind) is tuple else value
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested dictionaries by dotted path."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        path: leaf
+        for name, part in value.items()
+        for path, leaf in _flat(part, f"{prefix}.{name}" if prefix else name).items()
+    }

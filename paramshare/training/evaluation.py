@@ -1,38 +1,61 @@
-"""Evaluation: every example counted exactly once, whatever the batch size and the number of devices and processes."""
+"""Evaluation: every example counts once, for any batch size and any number of devices."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
-from paramshare.training.data import Source, eval_batches
+from paramshare.data import Source, eval_batches
+from paramshare.tasks import TaskError
+from paramshare.training.result import Evaluation
 from paramshare.training.run import Run
 from paramshare.training.step import make_eval_step
 
+AHEAD = 8  # batches computed before the oldest one is fetched
 
-def make_evaluate(run: Run) -> Callable[[Any, Source], dict[str, float]]:
-    """A function `(variables, source) -> {"loss", ..., "count"}`: means over the source's examples.
 
-    With the measures of the task: for classes `accuracy` and `top5`. Compiled once for each shape of images.
+def make_evaluate(run: Run) -> Callable[[Any, Source], Evaluation]:
+    """A function `(variables, source) -> Evaluation` over all examples of a source.
+
+    The task reduces its statistics on the host over the whole source, so a measure need not be a
+    mean over examples. The step is compiled once for each shape of inputs. The function raises
+    `TaskError` if the task reduces to other measures than it declares.
     """
-    task = run.data.task
-    step = run.devices.map(make_eval_step(run.model, run.data.mean, run.data.std, task=task))
+    step = run.devices.map(make_eval_step(run))
+    names = {measure.name for measure in run.task.measures}
     batch_size = -(-run.config.batch_size // run.devices.count) * run.devices.count
 
-    def evaluate(variables: Any, source: Source) -> dict[str, float]:
-        # Replicated once: a mapped call would otherwise move the variables anew for each batch.
+    def evaluate(variables: Any, source: Source) -> Evaluation:
+        # Replicated once; a mapped call would copy the variables for each batch.
         variables = run.devices.replicate(variables)
-        sums = []
-        batches = eval_batches(source, batch_size, process_index=jax.process_index(), process_count=jax.process_count())
-        for batch in batches:
-            sums.append(step(variables, None, run.devices.cut(batch)))
-            if len(sums) > 8:  # do not queue up a whole data set on the devices
-                jax.block_until_ready(sums[-8])
-        sums = jax.device_get(sums)
-        if not sums:
-            return {"loss": 0.0, task.score: 0.0, "count": 0.0}
-        total = {name: sum(float(s[name]) for s in sums) for name in sums[0]}
-        means = {name: float(value) for name, value in task.means(total).items()}
-        return {"loss": total["loss"] / total["count"], **means, "count": total["count"]}
+        waiting: list[Any] = []
+        fetched: list[Any] = []
+        for batch in eval_batches(
+            source, batch_size, process_index=jax.process_index(), process_count=jax.process_count()
+        ):
+            waiting.append(step(variables, None, run.devices.cut(batch)))
+            if len(waiting) > AHEAD:  # a whole data set must not queue up on the devices
+                fetched.append(_fetch(waiting.pop(0)))
+        fetched += map(_fetch, waiting)
+        if not fetched:
+            return Evaluation(0.0, 0, dict.fromkeys(names, 0.0))
+        losses_N, statistics_N = jax.tree.map(lambda *parts: np.concatenate(parts), *fetched)
+        count = len(next(iter(losses_N.values())))
+        losses = {name: float(np.mean(x, dtype=np.float64)) for name, x in losses_N.items()}
+        measures = {name: float(x) for name, x in run.task.reduce(statistics_N).items()}
+        if measures.keys() != names:
+            raise TaskError(
+                f"reduce of the task {run.task.name!r} returns {sorted(measures)}; it must return "
+                f"its measures, {sorted(names)}"
+            )
+        return Evaluation(sum(losses.values()), count, measures, losses)
 
     return evaluate
+
+
+def _fetch(values: dict[str, Any]) -> tuple[dict[str, np.ndarray], Any]:
+    """Losses and statistics of a batch on the host, without the examples that fill it up."""
+    values = jax.device_get(values)
+    real = values["weight"] > 0
+    return jax.tree.map(lambda x: x[real], (values["losses"], values["statistics"]))

@@ -1,4 +1,4 @@
-"""The training loop, as one story: prepare, resume or start, train and validate, test, tell."""
+"""The training loop: prepare, resume or start, train and validate, test, write the result."""
 
 import contextlib
 import dataclasses
@@ -7,41 +7,50 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from paramshare.analysis.snapshots import make_snapshot
-from paramshare.training.checkpoint import read_json
+from paramshare.data import ArraySource, Dataset, train_batches, train_indices
+from paramshare.errors import ParamshareError
+from paramshare.measure.snapshots import make_snapshot
 from paramshare.training.config import Config, ConfigError
-from paramshare.training.data import ArraySource, ImageSet, train_batches, train_indices
 from paramshare.training.evaluation import make_evaluate
+from paramshare.training.result import Result
 from paramshare.training.run import Run, check_batch, check_together, prepare
 from paramshare.training.state import State
 from paramshare.training.step import make_train_step
-from paramshare.training.track import RESULT, Track, mean
-from paramshare.training.workdir import claim
+from paramshare.training.track import Track, mean
+from paramshare.training.workdir import RESULT, claim
 
-SHORT = {"accuracy": "acc"}  # names of scores in the progress bar
-REFRESH_SECONDS = 1.0  # of the progress bar; each refresh waits for the step under way
+REFRESH_SECONDS = 1.0  # of the progress bar; each refresh waits for the current step
 
 
-class NonFinite(RuntimeError):
+class NonFinite(ParamshareError):
     """A loss or a gradient was not finite. The update was not applied."""
 
+    exit_code: ClassVar[int] = 1
 
-class Interrupted(RuntimeError):
-    """The run was told to stop, and has saved its state."""
+
+class Interrupted(ParamshareError):
+    """The run was interrupted, and its state saved.
+
+    Attributes:
+      signum: the signal.
+      exit_code: 128 + signum.
+    """
+
+    exit_code: int  # pyright: ignore[reportIncompatibleVariableOverride] (of each instance)
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)
-        self.signum = signum
+        self.signum, self.exit_code = signum, 128 + signum
 
-    def __reduce__(self) -> tuple[Any, ...]:  # by default pickle would pass the message alone
+    def __reduce__(self) -> tuple[Any, ...]:  # by default pickle would pass only the message
         return type(self), (str(self), self.signum)
 
 
@@ -50,30 +59,32 @@ def train(
     workdir: str | pathlib.Path,
     *,
     model: nn.Module | None = None,
-    data: ImageSet | None = None,
+    data: Dataset | None = None,
     devices: Sequence[Any] | None = None,
     quiet: bool = False,
-) -> dict[str, Any]:
-    """Trains a network, or goes on with a run that was interrupted.
+) -> Result:
+    """Trains a network, or resumes an interrupted run.
 
-    The workdir then holds `config.json`, `metrics.jsonl`, `checkpoints/` (the newest states), `best/` (the variables of the epoch with
-    the highest validation score: accuracy, or the F1 of paths; of a curriculum, among the epochs of the last phase), and in the end
-    `result.json`. Called again with the same configuration it resumes, and arrives at the same parameters, bit for bit, as if it had
-    never stopped.
+    The workdir then holds `config.json`, `identity.json`, `metrics.jsonl`, `checkpoints/` (the
+    newest states), `best/` (the variables of the epoch with the highest validation score; with a
+    curriculum, among the epochs of the last phase), and at the end `result.json`. Call `train`
+    again with the same configuration to resume; the parameters are bit-identical to those of a run
+    without interruption.
 
     Args:
       config: the configuration.
       workdir: a folder: new, empty, or of an earlier run of this configuration.
-      model: a network of your own instead of the one that the configuration names.
-      data: images of your own instead of those that the configuration names.
-      devices: all there are by default.
-      quiet: no progress bar.
+      model: a network to use instead of the one that the configuration names.
+      data: a data set to use instead of the configured one.
+      devices: all available devices by default.
+      quiet: show no progress bar.
 
     Returns:
-      The result, as in `result.json`: test measures of the last epoch and of the epoch that validation chose, counts, speed.
+      The result, as in `result.json`.
 
     Raises:
-      ConfigError, DataError, ModelError, PlanError: if something does not fit; nothing has been written then.
+      ConfigError, DataError, ModelError, PlanError: if configuration, data and model are
+        incompatible; nothing is written in that case.
       CheckpointError: if a checkpoint cannot be read.
       NonFinite: if a loss or gradient is not finite; names the step.
       Interrupted: after SIGINT or SIGTERM, with the state saved.
@@ -81,46 +92,59 @@ def train(
     return fit(prepare(config, model=model, data=data, devices=devices), workdir, quiet=quiet)
 
 
-def fit(run: Run, workdir: str | pathlib.Path, *, quiet: bool = False) -> dict[str, Any]:
-    """Trains what `prepare` has brought together; see `train`."""
+def fit(run: Run, workdir: str | pathlib.Path, *, quiet: bool = False) -> Result:
+    """Trains a run that `prepare` built; see `train`."""
     return fit_together([run], [workdir], quiet=quiet)[0]
 
 
-def fit_together(runs: Sequence[Run], workdirs: Sequence[str | pathlib.Path], *, quiet: bool = False) -> list[dict[str, Any]]:
-    """Trains networks that differ in their seed alone, all in one program: the step is mapped over them by `jax.vmap`.
+def fit_together(
+    runs: Sequence[Run], workdirs: Sequence[str | pathlib.Path], *, quiet: bool = False
+) -> list[Result]:
+    """Trains networks that differ only in their seed in one program, mapped by `jax.vmap`.
 
-    Each has a workdir of its own, as if it had been trained by itself, and can be gone on with by itself; its numbers are the same but
-    for rounding. Small networks leave an accelerator idle, and are trained faster together. On a CPU they are several times slower:
-    XLA turns convolutions of several networks into grouped ones, for which it has no fast program there. Where a kill has left them at
-    different steps, all go on from the newest step that each has kept.
+    Each run has a workdir, as if it were trained alone, and can later be resumed alone; its values
+    are the same up to rounding. Small networks underuse an accelerator and train faster together.
+    On a CPU they train several times slower: XLA turns the convolutions of several networks into
+    grouped ones, which it runs slowly there. If a kill left the runs at different
+    steps, all resume from the newest step that each of them has stored.
 
     Args:
-      runs: as `prepare` returns them; of equal configurations, but for `seed`, and on the same training images.
-      workdirs: of each, as `train` takes it.
-      quiet: no progress bar.
+      runs: as `prepare` returns them; equal except for `seed`, with the same training set.
+      workdirs: of each run, as `train` takes it.
+      quiet: show no progress bar.
 
     Returns:
-      The result of each.
+      The result of each run.
 
     Raises:
-      ConfigError: if the runs differ otherwise, or have kept no step that is common to all.
-      As `train`.
+      ConfigError: if the runs differ in anything else, or have stored no common step. Also the
+        errors of `train`.
     """
     workdirs = [pathlib.Path(workdir) for workdir in workdirs]
     check_together(runs, workdirs)
     for run, workdir in zip(runs, workdirs, strict=True):
         check_batch(run)
         claim(workdir, run)
-    results = {workdir: read_json(workdir / RESULT) for workdir in workdirs if (workdir / RESULT).is_file()}
-    waiting = [(run, workdir) for run, workdir in zip(runs, workdirs, strict=True) if workdir not in results]
+    results = {
+        workdir: Result.read(workdir / RESULT)
+        for workdir in workdirs
+        if (workdir / RESULT).is_file()
+    }
+    waiting = [
+        (run, workdir)
+        for run, workdir in zip(runs, workdirs, strict=True)
+        if workdir not in results
+    ]
     if waiting:
         with contextlib.ExitStack() as stack, _Signals() as signals:
             tracks = [Track(run, workdir, stack) for run, workdir in waiting]
-            results |= dict(zip((workdir for _, workdir in waiting), _fit(tracks, signals, quiet), strict=True))
+            results |= dict(
+                zip((workdir for _, workdir in waiting), _fit(tracks, signals, quiet), strict=True)
+            )
     return [results[workdir] for workdir in workdirs]
 
 
-def _fit(tracks: list[Track], signals: "_Signals", quiet: bool) -> list[dict[str, Any]]:
+def _fit(tracks: list[Track], signals: "_Signals", quiet: bool) -> list[Result]:
     run, config = tracks[0].run, tracks[0].run.config
 
     # --- Resume or start
@@ -140,31 +164,32 @@ def _fit(tracks: list[Track], signals: "_Signals", quiet: bool) -> list[dict[str
     def variables(i: int) -> dict[str, Any]:
         return together.take(state.variables, i)
 
-    def note_similarity(epoch: int) -> None:
+    def write_similarity(epoch: int) -> None:
         for i, track in enumerate(tracks):
             if snapshot:
-                track.metrics.write("similarity", step, epoch=epoch, matrices=snapshot(variables(i)))
+                matrices = snapshot(variables(i))
+                track.metrics.write("similarity", step, epoch=epoch, matrices=matrices)
 
     if step == 0:
-        note_similarity(0)
-    pending: list[dict[str, jax.Array]] = []  # measured, perhaps not computed yet
+        write_similarity(0)
+    pending: list[dict[str, jax.Array]] = []  # metrics of steps, perhaps not computed yet
     fetched, compiled = time.monotonic(), False
     try:
         for inputs in _inputs([track.run for track in tracks], step):
-            state, measured = update(state, inputs)
-            pending.append(measured)
+            state, metrics = update(state, inputs)
+            pending.append(metrics)
             step += 1
             epoch, of_epoch = divmod(step, run.steps_per_epoch)
             stop = signals.stop(step)
             line_due = step % config.log_every == 0 or of_epoch == 0
             if line_due or stop or time.monotonic() - fetched > REFRESH_SECONDS:
-                found = _fetch(pending, step, tracks)
+                lines_of_runs = _fetch(pending, step, tracks)
                 now = time.monotonic()  # only now have the steps been computed
-                for track, lines in zip(tracks, found, strict=True):
+                for track, lines in zip(tracks, lines_of_runs, strict=True):
                     track.add(lines)
                     if compiled:
                         track.progress.training_seconds += now - fetched
-                        track.progress.training_images += len(lines) * config.batch_size
+                        track.progress.training_examples += len(lines) * config.batch_size
                 bar.update(len(pending) * config.batch_size * len(tracks))
                 pending, fetched, compiled = [], now, True
                 _show(bar, tracks, step)
@@ -172,119 +197,159 @@ def _fit(tracks: list[Track], signals: "_Signals", quiet: bool) -> list[dict[str
                 for track in tracks:
                     track.write_line(step)
             if of_epoch == 0:
-                _show(bar, tracks, step, [track.finish_epoch(epoch, step, variables(i), evaluate) for i, track in enumerate(tracks)])
+                scores = [
+                    track.finish_epoch(epoch, step, variables(i), evaluate)
+                    for i, track in enumerate(tracks)
+                ]
+                _show(bar, tracks, step, scores)
                 if epoch % max(config.similarity_every, 1) == 0 or epoch == config.epochs:
-                    note_similarity(epoch)
+                    write_similarity(epoch)
+            last = step == run.steps
+            save = stop or last or (of_epoch == 0 and epoch % config.checkpoint_every == 0)
             for i, track in enumerate(tracks):
                 track.progress.seconds = time.monotonic() - started
-                if stop or step == run.steps or (of_epoch == 0 and epoch % config.checkpoint_every == 0):
+                if save:
                     notes = dataclasses.asdict(track.progress)
-                    track.newest.save(step, together.take(state, i), notes, wait=bool(stop) or step == run.steps)
+                    wait = bool(stop) or last
+                    track.newest.save(step, together.take(state, i), notes, wait=wait)
             if of_epoch == 0:
                 fetched = time.monotonic()  # validation and saving are not training
-            if stop and step < run.steps:
-                places = " and ".join(str(track.newest.folder) for track in tracks)
+            if stop and not last:
+                folders = " and ".join(str(track.newest.folder) for track in tracks)
                 raise Interrupted(
-                    f"interrupted at step {step} of {run.steps}; state saved in {places}; the same command goes on from there", stop
+                    f"interrupted at step {step} of {run.steps}; state saved in {folders}; rerun "
+                    "the same command to resume",
+                    stop,
                 )
     finally:
         bar.close()
 
-    # --- Test, once, what was trained last and what validation chose
+    # --- Test, once, the last epoch and the selected one
     return [track.finish(variables(i), evaluate) for i, track in enumerate(tracks)]
 
 
 def _common_step(tracks: list[Track]) -> int:
-    """The newest step that all have kept: a kill may come when some have saved a step and others have not."""
-    kept = [track.newest.steps or [0] for track in tracks]
-    common = set.intersection(*map(set, kept))
+    """The newest step that all have stored: a kill may come when only some have saved a step."""
+    stored = [track.newest.steps or [0] for track in tracks]
+    common = set.intersection(*map(set, stored))
     if not common:
-        at = ", ".join(f"{track.workdir} at {' and '.join(map(str, steps))}" for track, steps in zip(tracks, kept, strict=True))
-        raise ConfigError(f"the runs stand at different steps, none kept by all ({at}); go on with each by itself, or begin all anew")
+        at = ", ".join(
+            f"{track.workdir} at {' and '.join(map(str, steps))}"
+            for track, steps in zip(tracks, stored, strict=True)
+        )
+        raise ConfigError(
+            f"the runs have stored no common step ({at}); resume each alone, or start all again"
+        )
     return max(common)
 
 
 class _Together:
-    """States of several networks as one, along a first axis; of a single network, its state as it is."""
+    """States of several runs stacked along a first axis; the state of a single run unchanged."""
 
     def __init__(self, count: int):
         self.count = count
 
     def stack(self, trees: list[Any]) -> Any:
-        return trees[0] if self.count == 1 else jax.tree.map(lambda *leaves: np.stack(leaves), *map(jax.device_get, trees))
+        if self.count == 1:
+            return trees[0]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *map(jax.device_get, trees))
 
     def take(self, tree: Any, i: int) -> Any:
         return tree if self.count == 1 else jax.tree.map(lambda leaf: leaf[i], tree)
 
 
-def _train_function(runs: list[Run], together: _Together):
-    """`(state, inputs) -> (state, metrics)`, with the training images on the devices where they fit."""
-    run, config, data = runs[0], runs[0].config, runs[0].data
+def _train_function(
+    runs: list[Run], together: _Together
+) -> Callable[[State, Any], tuple[State, dict[str, jax.Array]]]:
+    """`(state, inputs) -> (state, metrics)`, with the training set on the devices if it fits."""
+    run, source = runs[0], runs[0].data.train
 
-    def step_of(seed: Any):
-        return make_train_step(
-            run.model,
-            run.optimizer,
-            config.augment,
-            data.mean,
-            data.std,
-            task=data.task,
-            seed=seed,
-            label_smoothing=config.label_smoothing,
-            penalty=config.penalty,
-            gradient_flow=config.gradient_flow,
-        )
-
-    def steps(state: State, data: Any, batch: Any):
+    def steps(state: State, data: Any, batch: Any) -> Any:
         seeds = np.array([run.config.seed for run in runs])
-        return jax.vmap(lambda state, batch, seed: step_of(seed)(state, data, batch), in_axes=(0, 1, 0))(state, batch, seeds)
+        return jax.vmap(
+            lambda state, batch, seed: make_train_step(run, seed)(state, data, batch),
+            in_axes=(0, 1, 0),
+        )(state, batch, seeds)
 
-    mapped = run.devices.map(step_of(config.seed) if together.count == 1 else steps, donate=True)
-    images = run.devices.replicate({"image": data.train.image, "label": data.train.label}) if isinstance(data.train, ArraySource) else None
-    return lambda state, inputs: mapped(state, images, run.devices.cut(inputs))
+    step = make_train_step(run, run.config.seed) if together.count == 1 else steps
+    mapped = run.devices.map(step, donate=True)
+    data = None
+    if isinstance(source, ArraySource):
+        data = run.devices.replicate(source.arrays)
+    return lambda state, inputs: mapped(state, data, run.devices.cut(inputs))
 
 
-def _inputs(runs: list[Run], start: int) -> Iterator[dict[str, np.ndarray]]:
-    """This process's inputs of every step from `start` to the last: indices into images on the device, (b,), or the images.
+def _inputs(runs: list[Run], start: int) -> Iterator[dict[str, Any]]:
+    """This process's batch of every step from `start` to the last.
 
-    For several runs (b, runs): each has an order of its own.
+    If the training set is on the device, a batch is its indices (b,), or (b, runs) for several
+    runs, because each has its own order.
     """
     run, size = runs[0], runs[0].config.batch_size
     process, processes = jax.process_index(), jax.process_count()
     if not isinstance(run.data.train, ArraySource):
-        batches = train_batches(run.data.train, size, run.config.seed, start, process_index=process, process_count=processes)
+        batches = train_batches(
+            run.data.train,
+            size,
+            run.config.seed,
+            start,
+            process_index=process,
+            process_count=processes,
+        )
         yield from (batch for _, batch in zip(range(start, run.steps), batches, strict=False))
         return
-    mine, examples = slice(process * size // processes, (process + 1) * size // processes), run.data.phase_examples
+    mine = slice(process * size // processes, (process + 1) * size // processes)
+    examples = run.data.phase_examples
     for step in range(start, run.steps):
         first = run.phase(step // run.steps_per_epoch) * examples
-        orders = [(first + train_indices(examples, size, its.config.seed, step)[mine]).astype(np.int32) for its in runs]
+        orders = [
+            (first + train_indices(examples, size, each.config.seed, step)[mine]).astype(np.int32)
+            for each in runs
+        ]
         yield {"index": orders[0] if len(runs) == 1 else np.stack(orders, axis=1)}
 
 
-def _fetch(pending: list[dict[str, jax.Array]], step: int, tracks: list[Track]) -> list[list[dict[str, float]]]:
-    """The numbers of the steps up to `step`, for each network; raises `NonFinite` at the first that is not finite."""
+def _fetch(
+    pending: list[dict[str, jax.Array]], step: int, tracks: list[Track]
+) -> list[list[dict[str, float]]]:
+    """The metrics of the steps up to `step`, for each run; raises `NonFinite`."""
     fetched = jax.device_get(pending)
-    found = []
+    lines_of_runs = []
     for i, track in enumerate(tracks):
-        lines = [{name: float(np.atleast_1d(value)[i]) for name, value in measured.items()} for measured in fetched]
+        lines = [
+            {name: float(np.atleast_1d(value)[i]) for name, value in metrics.items()}
+            for metrics in fetched
+        ]
         for number, line in enumerate(lines, start=step - len(lines) + 1):
             if not line["finite"]:
-                what = f"the loss is {line['loss']}" if not np.isfinite(line["loss"]) else "a gradient is not finite"
-                of = f" of seed {track.run.config.seed}" if len(tracks) > 1 else ""
-                raise NonFinite(f"step {number}{of}: {what}; the update was not applied; lower the learning rate, or add warm-up")
-        found.append(lines)
-    return found
+                what = (
+                    "a gradient is not finite"
+                    if np.isfinite(line["loss"])
+                    else f"the loss is {line['loss']}"
+                )
+                seed = f" of seed {track.run.config.seed}" if len(tracks) > 1 else ""
+                raise NonFinite(
+                    f"step {number}{seed}: {what}; the update was not applied; lower the learning "
+                    "rate, or add warm-up"
+                )
+        lines_of_runs.append(lines)
+    return lines_of_runs
 
 
-def _show(bar: tqdm, tracks: list[Track], step: int, validated: Sequence[float | None] = ()) -> None:
-    """Puts means over all networks into the bar: of the latest steps, and of what validation has found."""
-    run, score = tracks[0].run, tracks[0].run.data.task.score
+def _show(bar: tqdm, tracks: list[Track], step: int, scores: Sequence[float | None] = ()) -> None:
+    """Shows means over all runs in the bar: of the newest steps, and of validation."""
+    run, score = tracks[0].run, tracks[0].run.task.score
     lines = [line for track in tracks for line in track.window or track.last]
-    shown = {"epoch": f"{-(-step // run.steps_per_epoch)}/{run.config.epochs}", "loss": f"{mean(lines, 'loss'):.3f}"}
-    shown |= {SHORT.get(score, score): f"{mean(lines, score):.3f}"}
-    found = [value for value in validated if value is not None]
-    bar.set_postfix(shown | ({"val": f"{sum(found) / len(found):.3f}"} if found else {}))
+    shown = {
+        "epoch": f"{-(-step // run.steps_per_epoch)}/{run.config.epochs}",
+        "loss": f"{mean(lines, 'loss'):.3f}",
+    }
+    if score.name in lines[0]:  # a score of whole sets only is not measured on a batch
+        shown[score.short] = f"{mean(lines, score.name):.3f}"
+    validated = [value for value in scores if value is not None]
+    if validated:
+        shown["val"] = f"{sum(validated) / len(validated):.3f}"
+    bar.set_postfix(shown)
 
 
 def _bar(tracks: list[Track], step: int, *, hidden: bool) -> tqdm:
@@ -302,16 +367,20 @@ def _bar(tracks: list[Track], step: int, *, hidden: bool) -> tqdm:
 
 
 class _Signals:
-    """SIGINT and SIGTERM set a flag that the loop reads between steps; a second SIGINT ends the process as usual.
+    """SIGINT and SIGTERM set a flag that the loop reads between steps; a second SIGINT ends it.
 
-    With several processes, SIGTERM to any of them stops all, after one same step; SIGINT is not caught.
+    With several processes, SIGTERM to any of them stops all after the same step; SIGINT is not
+    caught.
     """
 
     def __enter__(self) -> "_Signals":
         self.signum, self._before = 0, {}
-        # Several processes have to stop after the same step, which only JAX's own preemption service can arrange: it takes SIGTERM.
+        # Several processes must stop after the same step. JAX's preemption service arranges that,
+        # and it handles SIGTERM.
         if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
-            self._before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {
+                s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def __exit__(self, *exception: Any) -> None:

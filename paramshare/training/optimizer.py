@@ -1,4 +1,4 @@
-"""Learning-rate schedules and update rules, as the papers' recipes use them."""
+"""Learning-rate schedules and update rules of the papers' recipes."""
 
 import optax
 
@@ -20,7 +20,10 @@ def learning_rate(config: Config, steps_per_epoch: int) -> optax.Schedule:
     total = config.epochs * steps_per_epoch
     if schedule.name == "step":
         factors = schedule.factors or (schedule.factor,) * len(schedule.milestones)
-        drops = {m * steps_per_epoch - warmup: factor for m, factor in zip(schedule.milestones, factors, strict=True)}
+        drops = {
+            m * steps_per_epoch - warmup: factor
+            for m, factor in zip(schedule.milestones, factors, strict=True)
+        }
         after = optax.piecewise_constant_schedule(peak, drops)
     elif schedule.name == "cosine":
         after = optax.cosine_decay_schedule(peak, max(1, total - warmup))
@@ -36,8 +39,9 @@ def learning_rate(config: Config, steps_per_epoch: int) -> optax.Schedule:
 def optimizer(config: Config, rate: optax.Schedule) -> optax.GradientTransformation:
     """The update rule over `{"banks", "params"}`.
 
-    The gradient is clipped to its norm, then decayed, then given to the rule, as PyTorch's `clip_grad_norm_` and SGD do. Weight decay
-    leaves sharing coefficients alone (`paramshare.decay_mask`), unless the configuration says otherwise.
+    The gradient is clipped, then weight decay is added, then the rule is applied, as with PyTorch's
+    `clip_grad_norm_` and SGD. Sharing coefficients do not decay (`paramshare.decay_mask`), unless
+    `decay_coefficients` is set.
     """
     settings = config.optimizer
     mask = None if settings.decay_coefficients else decay_mask
@@ -47,5 +51,9 @@ def optimizer(config: Config, rate: optax.Schedule) -> optax.GradientTransformat
     else:
         if settings.weight_decay:
             rules.append(optax.add_decayed_weights(settings.weight_decay, mask=mask))
-        rules.append(optax.sgd(rate, settings.momentum, settings.nesterov) if settings.name == "sgd" else optax.adam(rate))
+        rules.append(
+            optax.sgd(rate, settings.momentum, settings.nesterov)
+            if settings.name == "sgd"
+            else optax.adam(rate)
+        )
     return rules[0] if len(rules) == 1 else optax.chain(*rules)

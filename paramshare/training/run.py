@@ -1,12 +1,11 @@
-"""A run before its first step: configuration, data, network and devices brought together and checked against each other."""
+"""A run before its first step: configuration, data, network and devices, checked together."""
 
 import dataclasses
-import functools
 import hashlib
 import importlib.util
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,221 +14,252 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from paramshare.layout import PlanError, SharedBank
-from paramshare.penalties import PenaltyError
-from paramshare.schemes import Tied
+from paramshare.data import ArraySource, Dataset, InMemory
 from paramshare.shared import Shared
+from paramshare.tasks import Task, TaskError
 from paramshare.training.config import Config, ConfigError, Model, differences
-from paramshare.training.data import CLASSES, ArraySource, Augment, ImageSet, load
 from paramshare.training.devices import Devices
 from paramshare.training.optimizer import learning_rate, optimizer
+from paramshare.training.penalty import check_penalty
+from paramshare.training.result import RunFacts
 from paramshare.training.state import AXIS, State, init_state
-from paramshare.training.step import PENALTIES, alone, penalties
+from paramshare.training.tied import tie
 from paramshare.zoo import create_model
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a configuration comes to.
+    """Everything that training needs.
 
     Attributes:
-      config: the configuration; with a network or images of your own, their names stand in it.
-      data: the images.
+      config: the configuration; it names the network and the data set even if they were passed in.
+      data: the data set.
       model: the network, plain or `Shared`.
+      task: the data set's task, with the configured label smoothing if that is not 0.
       devices: where it runs.
       rate: the learning rate by step.
       optimizer: the update rule.
     """
 
     config: Config
-    data: ImageSet
+    data: Dataset
     model: nn.Module
+    task: Task
     devices: Devices
     rate: optax.Schedule
     optimizer: optax.GradientTransformation
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in the training images, of a phase where there are several."""
+        """Full batches in the training set, or in one phase of it."""
         return self.data.phase_examples // self.config.batch_size
-
-    def phase(self, epoch: int) -> int:
-        """Which part of a curriculum an epoch, counted from 0, trains on; phases are counted from 0 too."""
-        return epoch * self.data.phases // self.config.epochs
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """What the configuration does not say of a network and images of one's own; equal for equal runs, in any process."""
-        model = re.sub(r" at 0x[0-9a-f]+", "", repr(self.model))
-        parts = "/".join(str(len(part)) for part in (self.data.train, self.data.validation, self.data.test))
-        return {
-            "model": hashlib.sha256(model.encode()).hexdigest()[:16],
-            "data": f"{parts} images of {self.data.image_shape}, {self.data.num_classes} classes",
-        }
 
     @property
     def steps(self) -> int:
         """Updates of the whole run."""
         return self.config.epochs * self.steps_per_epoch
 
+    def phase(self, epoch: int) -> int:
+        """The phase of a curriculum that an epoch trains on; both are counted from 0."""
+        return epoch * self.data.phases // self.config.epochs
+
+    @property
+    def facts(self) -> RunFacts:
+        """What identifies the run beside its configuration; the same in every process."""
+        # Addresses, and what `share` measured, whose last digits depend on the machine.
+        changing = r" at 0x[0-9a-f]+|, mean=[^,()]*, std=[^,()]*(?=\))"
+        description = re.sub(changing, "", repr(self.model))
+        score = self.task.score
+        return RunFacts(
+            model=hashlib.sha256(description.encode()).hexdigest()[:16],
+            train=len(self.data.train),
+            validation=len(self.data.validation),
+            test=len(self.data.test),
+            input_shape=self.data.input_shape,
+            network_options=self.task.network_options(),
+            task=self.task.name,
+            score=score,
+        )
+
     def init(self) -> State:
-        """A fresh state; call it under `jax.jit`, or under `jax.eval_shape` for its shapes."""
-        return init_state(self.model, self.optimizer, self.data.image_shape, self.config.seed)
+        """The initial state; call it under `jax.jit`, or under `jax.eval_shape` for its shapes."""
+        return init_state(self.model, self.optimizer, self.data.input_shape, self.config.seed)
 
 
-def prepare(config: Config, *, model: nn.Module | None = None, data: ImageSet | None = None, devices: Sequence[Any] | None = None) -> Run:
-    """Checks a configuration as a whole, before anything is written or trained.
+def prepare(
+    config: Config,
+    *,
+    model: nn.Module | None = None,
+    data: Dataset | None = None,
+    devices: Sequence[Any] | None = None,
+) -> Run:
+    """Builds a run and checks it, before anything is written or trained.
 
     Args:
       config: the configuration.
-      model: a network of your own instead of the named one; called as `model.apply(variables, images, train=...)`.
-      data: images of your own (`paramshare.training.data.from_arrays`) instead of the named ones.
-      devices: all there are by default.
+      model: a network to use instead of the one that the configuration names; called as
+        `model.apply(variables, inputs, train=...)`.
+      data: a data set (`paramshare.data.from_arrays`) to use instead of the configured one.
+      devices: all available devices by default.
 
     Raises:
-      ConfigError, DataError, ModelError: naming what does not fit, and the remedy.
+      ConfigError, DataError, TaskError, AugmentError, ModelError: naming what does not fit, and
+        the remedy.
     """
     config.check()
     if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
-        raise ConfigError('tensorboard is on, but tensorboardX is not installed; pip install "paramshare[tensorboard]"')
-    if data is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, name=data.name, path=None))
-    elif config.data.path is not None:  # the same folder, wherever the run is resumed from
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(pathlib.Path(config.data.path).absolute())))
-    front = Devices(config.mapping, devices)
+        raise ConfigError(
+            "tensorboard is True, but tensorboardX is not installed; "
+            'pip install "paramshare[tensorboard]"'
+        )
+    mapped = Devices(config.mapping, devices)
     if data is None:
-        wanted = config.data
-        data = load(
-            wanted.name,
-            data_dir=wanted.data_dir,
-            path=wanted.path,
-            validation=wanted.validation,
-            seed=config.seed,
-            train_examples=wanted.train_examples,
-            image_size=wanted.image_size,
-            curriculum=wanted.curriculum,
-        )
-    if config.epochs % data.phases:
-        raise ConfigError(f"epochs is {config.epochs}, which {data.phases} phases of data set {data.name!r} cannot share evenly")
-    if data.task != CLASSES and config.augment != Augment():
-        raise ConfigError(f"augment is {config.augment}, but data set {data.name!r} has a label for each place; leave augment out")
-    config.augment.check(*data.image_shape[:2])
-    classes = config.model.num_classes
-    if classes is not None and classes != data.num_classes:
-        raise ConfigError(
-            f"model.num_classes is {classes}, but data set {data.name!r} has {data.num_classes} classes; "
-            "leave it out, or change the data set"
-        )
-    if model is None:
-        model = named_network(config, data.num_classes, data.image_shape)
-    elif config.model.bfloat16 or config.model.sync_batch_norm or config.model.stem or config.model.tied:
-        raise ConfigError(
-            "model.bfloat16, model.sync_batch_norm, model.stem and model.tied are for networks by name; a network of your own decides "
-            "for itself"
-        )
+        data = config.data.load(config.seed)
     else:
-        plain = model.model if isinstance(model, Shared) else model
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, name=type(plain).__name__))
-    check_penalty(config, check_model(model, config.model.name, data))
+        config = dataclasses.replace(config, data=InMemory(name=data.name))
+    if config.epochs % data.phases:
+        raise ConfigError(
+            f"epochs is {config.epochs}; it must be a multiple of the {data.phases} phases of data "
+            f"set {data.name!r}"
+        )
+    task = _smoothed(data.task, config.label_smoothing)
+    task.check_augment(config.augment, data.input_shape)
+    if model is None:
+        model = named_network(config, task.network_options(), data.input_shape)
+    else:
+        config = _with_model(config, model)
+    variables = check_model(model, config.model.name, data)
+    check_penalty(config, model, variables)
     rate = learning_rate(config, max(1, data.phase_examples // config.batch_size))
-    return Run(config, data, model, front, rate, optimizer(config, rate))
+    return Run(config, data, model, task, mapped, rate, optimizer(config, rate))
 
 
-def named_network(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    """The network that a configuration names, tied as it says; `ModelError` if there is none of its name."""
-    options: dict[str, Any] = {"dtype": jnp.bfloat16} if config.model.bfloat16 else {}
-    options |= {"axis_name": AXIS} if config.model.sync_batch_norm else {}
-    options |= {"stem": config.model.stem} if config.model.stem else {}
-    model = create_model(config.model.name, num_classes, image_shape, **options)
-    return tie(model, config.model) if config.model.tied else model
+def _smoothed(task: Task, smoothing: float) -> Task:
+    """The task with the configured label smoothing; 0 keeps what the task has itself."""
+    if not smoothing:
+        return task
+    of_task = getattr(task, "label_smoothing", 0.0)
+    if of_task not in (0.0, smoothing):
+        raise ConfigError(
+            f"label_smoothing is {smoothing}, but the task has {of_task}; it must be 0 or {of_task}"
+        )
+    return task.with_label_smoothing(smoothing)
+
+
+def _with_model(config: Config, model: nn.Module) -> Config:
+    """The configuration with the name of a network that was passed in."""
+    fields = ("tied", "num_classes", "bfloat16", "sync_batch_norm", "stem")
+    changed = [name for name in fields if getattr(config.model, name) != getattr(Model(), name)]
+    if changed:
+        raise ConfigError(
+            f"model.{changed[0]} is {getattr(config.model, changed[0])!r}, but applies only to a "
+            "network that the configuration names; set it in the network that you pass"
+        )
+    plain = model.model if isinstance(model, Shared) else model
+    named = dataclasses.replace(config.model, name=type(plain).__name__)
+    return dataclasses.replace(config, model=named)
+
+
+def named_network(
+    config: Config, network_options: Mapping[str, Any], input_shape: tuple[int, ...]
+) -> nn.Module:
+    """The network that a configuration names, with its layers tied as configured.
+
+    Args:
+      config: the configuration.
+      network_options: of `paramshare.create_model`, as the task gives them.
+      input_shape: (H, W, C).
+
+    Raises:
+      ConfigError, ModelError: if there is no such network, or it does not fit the task.
+    """
+    settings, options = config.model, dict(network_options)
+    classes = options.get("num_classes")
+    if settings.num_classes not in (None, classes):
+        allowed = "None, for this task has no classes" if classes is None else f"{classes} or None"
+        raise ConfigError(
+            f"model.num_classes is {settings.num_classes}; for data set {config.data.name!r} it "
+            f"must be {allowed}"
+        )
+    options |= {"dtype": jnp.bfloat16} if settings.bfloat16 else {}
+    options |= {"axis_name": AXIS} if settings.sync_batch_norm else {}
+    options |= {"stem": settings.stem} if settings.stem else {}
+    model = create_model(settings.name, input_shape=input_shape, **options)
+    return tie(model, settings) if settings.tied else model
 
 
 def check_batch(run: Run) -> None:
-    """Raises `ConfigError` unless the batch can be filled, and cut evenly over the devices."""
-    size, images = run.config.batch_size, run.data.phase_examples
+    """Raises `ConfigError` unless a batch can be filled and divided evenly over the devices."""
+    size, examples = run.config.batch_size, run.data.phase_examples
     run.devices.check_batch(size)
-    if size > images:
-        raise ConfigError(f"batch_size {size} is larger than the {images} training images of {run.data.name!r}; make it smaller")
+    if size > examples:
+        phase = " in each phase" if run.data.phases > 1 else ""
+        raise ConfigError(
+            f"batch_size is {size}; it must be at most the {examples} training examples of "
+            f"{run.data.name!r}{phase}"
+        )
 
 
 def check_together(runs: Sequence[Run], workdirs: Sequence[pathlib.Path]) -> None:
-    """Raises `ConfigError` unless runs can be trained as one program: equal but for their seeds, on the same images, each in its folder."""
-    if not runs or len(runs) != len(workdirs) or len({path.absolute() for path in workdirs}) < len(workdirs):
-        raise ConfigError(f"{len(runs)} runs and {len(workdirs)} workdirs ({', '.join(map(str, workdirs))}); give each run one of its own")
+    """Checks that runs can be trained as one program.
+
+    Raises:
+      ConfigError: unless the runs differ in their seed alone, have the same training set, and each
+        has a workdir.
+    """
+    if (
+        not runs
+        or len(runs) != len(workdirs)
+        or len({path.absolute() for path in workdirs}) < len(workdirs)
+    ):
+        raise ConfigError(
+            f"{len(runs)} runs need {len(runs)} different workdirs, got "
+            f"{', '.join(map(str, workdirs)) or 'none'}; give each run a workdir"
+        )
     first = runs[0]
     for run in runs[1:]:
         changed = differences(dataclasses.replace(run.config, seed=first.config.seed), first.config)
         if changed or run.model != first.model:
             raise ConfigError(
-                f"runs that are trained together differ in their seed alone; these differ in {'; '.join(changed) or 'the model'}"
+                "runs that are trained together may differ in their seed only; these differ in "
+                f"{'; '.join(changed) or 'the model'}"
             )
-        sources = (first.data.train, run.data.train)
-        same = all(isinstance(source, ArraySource) for source in sources) and all(
-            np.array_equal(getattr(sources[0], part), getattr(sources[1], part)) for part in ("image", "label")
-        )
-        if not same:
+        if not _same_examples(first.data.train, run.data.train):
             raise ConfigError(
-                f"data set {first.data.name!r} gives each seed training images of its own, or is read from disk, so that the runs cannot "
-                "be trained together; set data.validation to 0, which holds none out, or train each by itself"
+                f"the training set of {first.data.name!r} depends on the seed or is on disk; to "
+                "train runs together, set data.validation to 0; or train them one by one"
             )
 
 
-def check_model(model: nn.Module, name: str, data: ImageSet) -> Any:
-    """The shapes of the model's variables; `ConfigError` unless it takes the set's images and gives a number for each of its classes."""
-    try:
-        logits, variables = jax.eval_shape(
-            lambda: model.init_with_output(jax.random.key(0), jnp.zeros((1, *data.image_shape), jnp.float32), train=False)
-        )
-    except Exception as error:  # a model may fail on a wrong shape in any way it likes
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"model {name!r} cannot take images of shape {data.image_shape} (data set {data.name!r}): {reason}") from error
-    found, wanted = getattr(logits, "shape", None), (1, *data.task.outputs(data.num_classes, data.image_shape))
-    if found != wanted:
-        per = "class" if data.task == CLASSES else "cell"
-        raise ConfigError(f"model {name!r} gives {found} for one image of data set {data.name!r}; one number a {per} is wanted, {wanted}")
-    return variables
+def _same_examples(first: Any, second: Any) -> bool:
+    if not isinstance(first, ArraySource) or not isinstance(second, ArraySource):
+        return False
+    a, b = ((source.input, source.label) for source in (first, second))
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b))
+    )
 
 
-def tie(model: nn.Module, wanted: Model) -> Shared:
-    """A shared network with the banks of `model.tied` under `Tied`; `ConfigError` if there is no such bank, or not with these groups."""
-    if not isinstance(model, Shared):
-        raise ConfigError(f"model.tied is {wanted.tied}, but {wanted.name} has no banks to tie; leave it empty, or take a shared network")
-    try:
-        return Shared(model.model, model.layout.with_schemes(dict(map(tied_scheme, wanted.tied))))
-    except PlanError as error:
-        raise ConfigError(f"model.tied, of {wanted.name}: {error}") from error
+def check_model(model: nn.Module, name: str, data: Dataset) -> Any:
+    """Shapes of the model's variables.
 
-
-def tied_scheme(text: str) -> tuple[str, Tied]:
-    """The bank and the scheme that an entry of `model.tied` says: "stage2=*0,1,0,1" is `Tied(groups=(0, 1, 0, 1), scaled=True)`.
-
-    Example:
-      >>> tied_scheme("stage2=*0,1,0,1")[1].groups
-      (0, 1, 0, 1)
+    Raises:
+      ConfigError: unless the model takes the data set's inputs and gives the task's outputs.
     """
-    bank, equals, groups = text.rpartition("=")
     try:
-        if not equals:
-            raise ValueError("no '='")
-        return bank, Tied(groups=tuple(int(group) for group in groups.removeprefix("*").split(",")), scaled=groups.startswith("*"))
-    except ValueError as error:
+        outputs, variables = jax.eval_shape(
+            lambda: model.init_with_output(
+                jax.random.key(0), jnp.zeros((1, *data.input_shape), jnp.float32), train=False
+            )
+        )
+    except Exception as error:  # a model may fail on a wrong shape with any exception
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"model.tied holds {text!r} ({error}); write BANK=GROUPS, a number for each layer, as in 'stage2=0,1,0,1', or with signed "
-            "scales 'stage2=*0,1,0,1'"
+            f"model {name!r} cannot take inputs of shape {data.input_shape} "
+            f"(data set {data.name!r}): {reason}"
         ) from error
-
-
-def tied_text(bank: SharedBank) -> str:
-    """The inverse of `tied_scheme`, for a bank under `Tied`."""
-    assert isinstance(bank.scheme, Tied)
-    return f"{bank.name}={'*' if bank.scheme.scaled else ''}{','.join(map(str, bank.scheme.groups_of(bank.sites)))}"
-
-
-def check_penalty(config: Config, variables: Any) -> None:
-    """Raises `ConfigError` if there is a penalty on the loss, but not the banks that it is for; `variables` may be shapes."""
-    for name in PENALTIES:
-        try:
-            jax.eval_shape(functools.partial(penalties, alone(config.penalty, name)), variables)
-        except PenaltyError as error:
-            weight = getattr(config.penalty, name)
-            raise ConfigError(f"penalty.{name} is {weight} with model {config.model.name!r}: {error}; or set it to 0") from error
+    try:
+        data.task.check_outputs(outputs, data.input_shape)
+    except TaskError as error:
+        raise ConfigError(f"model {name!r} with data set {data.name!r}: {error}") from error
+    return variables

@@ -1,130 +1,147 @@
-"""One training step and one evaluation step: pure functions of one device's share of a batch, to be mapped over a named axis."""
+"""One step of training and one of evaluation: pure functions of one device's share of a batch."""
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from paramshare.penalties import orthogonality, recurrence
-from paramshare.training.config import Penalty
-from paramshare.training.data import CLASSES, Augment, Task, augment, normalise
+from paramshare.training.penalty import penalties
+from paramshare.training.run import Run
 from paramshare.training.state import AXIS, State
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, Any]
 Metrics = dict[str, jax.Array]
 
 
 def make_train_step(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    augmentation: Augment,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    *,
-    task: Task = CLASSES,
-    seed: int = 0,
-    label_smoothing: float = 0.0,
-    penalty: Penalty = Penalty(),  # noqa: B008 (frozen)
-    gradient_flow: bool = False,
+    run: Run, seed: int | jax.Array
 ) -> Callable[[State, Any, Batch], tuple[State, Metrics]]:
     """The step `(state, data, batch) -> (state, metrics)`, to be mapped over the axis `AXIS`.
 
-    `batch` is this device's share, `{"image": (b, H, W, C) uint8, "label": (b, ...)}`, labels as `task` wants them; or, where the whole
-    training set lives on the device as `data = {"image": (N, H, W, C), "label": (N, ...)}`, `{"index": (b,)}` into it.
+    `batch` is this device's share of the batch: `{"input": (b, ...), "label": a pytree of
+    (b, ...)}`. If the whole training set is on the device, `data` holds it in the same form and
+    `batch` is `{"index": (b,)}`.
 
-    Gradients are averaged over devices on `state.trainable`, and nothing larger: kernels made from banks never travel. Randomness
-    is a function of (seed, step, position in the global batch), so that it does not depend on the number of devices; except for the
-    model's own dropout, which also takes the device's number. If the loss or a gradient is not finite, on any device, the update
-    is not applied, and no later one either.
+    Gradients are averaged over devices on `state.trainable`; expanded kernels are never
+    communicated. Randomness is a function of (seed, step, position in the global batch), so it does
+    not depend on the number of devices; only the model's own random streams, such as dropout, also
+    depend on the device. If the loss or a gradient is not finite on any device, this update and all
+    later ones are skipped.
 
-    Metrics, the same on all devices: `loss` (the task's, the mean over examples), the task's score (such as `accuracy`), `finite`; where
-    penalties are added to the loss, `orthogonality` and `recurrence`, not yet multiplied; with `gradient_flow`, `gradient_mean/BANK` and
-    `gradient_max/BANK` (see `flow`). The last four travel no further than the gradient they are made of.
+    Metrics, the same on all devices:
+      loss: mean over the batch of the sum of the task's losses.
+      loss/NAME: mean of each loss, if the task has several.
+      the task's `batch_measures`, such as accuracy, over the global batch.
+      finite: whether the loss and the gradient are finite.
+      orthogonality, recurrence: the configured penalties, without their weights.
+      gradient_mean/BANK, gradient_max/BANK: with `config.gradient_flow`; see `flow`.
+    Penalties and gradient flow add no communication.
+
+    Args:
+      run: the run.
+      seed: of augmentation and dropout.
     """
+    config, data_set, task, model = run.config, run.data, run.task, run.model
 
     def train_step(state: State, data: Any, batch: Batch) -> tuple[State, Metrics]:
         if data is not None:
-            batch = {name: jnp.take(value, batch["index"], axis=0) for name, value in data.items()}
-        label = batch["label"]
-        device, size = jax.lax.axis_index(AXIS), label.shape[0]
+            batch = jax.tree.map(lambda x: jnp.take(x, batch["index"], axis=0), data)
+        device, size = jax.lax.axis_index(AXIS), len(batch["input"])
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        image_key, model_key = jax.random.split(key)
-        x_BxHxWxC = augment(image_key, batch["image"], augmentation, mean, std, first=device * size)
-        # Flax draws dropout, and any other stream that a model asks for, from "params" where it is not given by name.
+        augment_key, model_key = jax.random.split(key)
+        inputs, labels = task.augment(
+            augment_key,
+            batch["input"],
+            batch["label"],
+            config.augment,
+            data_set.mean,
+            data_set.std,
+            first=device * size,
+        )
+        # Flax draws every random stream that is not passed by name from "params".
         rngs = {"params": jax.random.fold_in(model_key, device)}
 
-        def loss_fn(trainable):
-            output, collections = model.apply(
-                {**trainable, **state.collections}, x_BxHxWxC, train=True, mutable=list(state.collections), rngs=rngs
+        def loss_fn(trainable: Any) -> tuple[jax.Array, Any]:
+            outputs, collections = model.apply(
+                {**trainable, **state.collections},
+                inputs,
+                train=True,
+                mutable=list(state.collections),
+                rngs=rngs,
             )
-            loss = task.loss(output, label, label_smoothing).mean()
-            added = penalties(penalty, trainable)
-            total = loss + sum(getattr(penalty, name) * value for name, value in added.items())
-            return total, (loss, added, output, collections)
+            losses = task.losses(outputs, labels, train=True)
+            means = {name: loss.mean() for name, loss in losses.items()}
+            loss = functools.reduce(operator.add, means.values())
+            added = penalties(config.penalty, model, trainable)
+            total = loss + sum(getattr(config.penalty, name) * x for name, x in added.items())
+            return total, (loss, means, added, outputs, collections)
 
-        gradient, (loss, more, output, collections) = jax.grad(loss_fn, has_aux=True)(state.trainable)
+        gradient, (loss, losses, added, outputs, collections) = jax.grad(loss_fn, has_aux=True)(
+            state.trainable
+        )
         gradient = jax.lax.pmean(gradient, AXIS)
-        collections = jax.tree.map(lambda x: jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.inexact) else x, dict(collections))
-        parts = {name: jnp.sum(part) for name, part in task.parts(output, label).items()}
-        loss, parts = jax.lax.pmean((loss, parts), AXIS)
+        collections = jax.tree.map(
+            lambda x: jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.inexact) else x,
+            dict(collections),
+        )
+        several = losses if len(losses) > 1 else {}
+        loss, several = jax.lax.pmean((loss, several), AXIS)
+        measures = task.batch_measures(outputs, labels)
+        sums = jax.lax.psum(jax.tree.map(jnp.sum, measures), AXIS)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
 
         def update() -> State:
-            updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
+            updates, optimizer_state = run.optimizer.update(
+                gradient, state.optimizer, state.trainable
+            )
             trainable: Any = optax.apply_updates(state.trainable, updates)
             return State(state.step + 1, trainable, collections, optimizer_state, state.failed)
 
-        state = jax.lax.cond(finite & ~state.failed, update, lambda: dataclasses.replace(state, failed=jnp.ones((), jnp.bool_)))
-        more |= flow(gradient) if gradient_flow else {}
-        return state, {"loss": loss, **task.means(parts | {"count": size}), "finite": finite, **more}
+        state = jax.lax.cond(
+            finite & ~state.failed,
+            update,
+            lambda: dataclasses.replace(state, failed=jnp.ones((), jnp.bool_)),
+        )
+        return state, {
+            "loss": loss,
+            **{f"loss/{name}": value for name, value in several.items()},
+            **{name: above / below for name, (above, below) in sums.items()},
+            "finite": finite,
+            **added,
+            **(flow(gradient) if config.gradient_flow else {}),
+        }
 
     return train_step
 
 
-PENALTIES = ("orthogonality", "recurrence")  # the weights among the fields of `Penalty`
-
-
-def alone(penalty: Penalty, name: str) -> Penalty:
-    """One of the penalties, without the others."""
-    return dataclasses.replace(penalty, **{other: 0.0 for other in PENALTIES if other != name})
-
-
-def penalties(penalty: Penalty, variables: Mapping[str, Any]) -> Metrics:
-    """The penalties that a configuration adds to the loss, by name, not yet multiplied; `PenaltyError` if their banks are not there."""
-    found = {}
-    if penalty.orthogonality:
-        found["orthogonality"] = orthogonality(variables, *penalty.pools, unique=penalty.unique)
-    if penalty.recurrence:
-        found["recurrence"] = recurrence(variables)
-    return found
-
-
 def flow(gradient: Any) -> Metrics:
-    """How strong a gradient reaches every bank: `gradient_mean/BANK` and `gradient_max/BANK`, of |gradient| over all numbers of the bank.
+    """Size of the gradient of every bank: `gradient_mean/BANK` and `gradient_max/BANK`, of |.|.
 
     Args:
-      gradient: in the form of the variables it is taken by, `{"banks": ..., "params": ...}`. A bank of a `Shared` that is nested in a
-        larger module goes by its path.
+      gradient: of the variables, `{"banks": ..., "params": ...}`. The bank of a `Shared` that is
+        nested in a larger module is named by its path.
 
     Example:
-      >>> gradient = {"banks": {"b": {"templates": jnp.array([1.0, -3.0])}}, "params": {}}
+      >>> gradient = {"banks": {"b": {"weights": jnp.array([1.0, -3.0])}}, "params": {}}
       >>> {name: float(value) for name, value in flow(gradient).items()}
       {'gradient_mean/b': 2.0, 'gradient_max/b': 3.0}
     """
-    found = {}
+    metrics = {}
     for path, bank in _banks(gradient.get("banks", {})):
         leaves = [jnp.abs(leaf) for leaf in jax.tree.leaves(bank)]
-        found[f"gradient_mean/{path}"] = sum(jnp.sum(leaf) for leaf in leaves) / sum(leaf.size for leaf in leaves)
-        found[f"gradient_max/{path}"] = jnp.max(jnp.stack([jnp.max(leaf) for leaf in leaves]))
-    return found
+        total, size = sum(map(jnp.sum, leaves)), sum(leaf.size for leaf in leaves)
+        metrics[f"gradient_mean/{path}"] = total / size
+        metrics[f"gradient_max/{path}"] = jnp.max(jnp.stack([jnp.max(leaf) for leaf in leaves]))
+    return metrics
 
 
 def _banks(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every bank with its path: what holds arrays is a bank, what holds mappings only is a module with banks inside."""
+    """Every bank and its path. A mapping that holds only mappings is a module, not a bank."""
     for name, value in tree.items():
         if isinstance(value, Mapping) and all(isinstance(part, Mapping) for part in value.values()):
             yield from _banks(value, f"{prefix}{name}/")
@@ -132,20 +149,23 @@ def _banks(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + name, value
 
 
-def make_eval_step(
-    model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], *, task: Task = CLASSES
-) -> Callable[[Any, Any, Batch], Metrics]:
-    """The step `(variables, None, batch) -> sums` over `{"image", "label", "weight": (b,)}`; examples of weight 0 do not count.
+def make_eval_step(run: Run) -> Callable[[Any, None, Batch], dict[str, Any]]:
+    """The step `(variables, None, batch) -> per-example values`, to be mapped over `AXIS`.
 
-    Sums over all devices: `loss`, `count`, and what `task.means` makes its measures of.
+    `batch` is `{"input", "label", "weight": (b,)}`. Returned, gathered from all devices in the
+    order of the global batch: `losses` by name, the task's `statistics`, and `weight`, which is 0
+    for examples that only fill up the batch.
     """
+    task, model = run.task, run.model
 
-    def eval_step(variables: Any, data: None, batch: Batch) -> Metrics:
-        output: Any = model.apply(variables, normalise(batch["image"], mean, std), train=False)
-        label, weight_B = batch["label"], batch["weight"]
-        parts = {"loss": task.loss(output, label), "count": jnp.ones_like(weight_B)}
-        parts |= task.parts(output, label) | task.more_parts(output, batch["image"], label)
-        sums = {name: jnp.sum(weight_B * part) for name, part in parts.items()}
-        return jax.lax.psum(sums, AXIS)
+    def eval_step(variables: Any, data: None, batch: Batch) -> dict[str, Any]:
+        inputs, labels = batch["input"], batch["label"]
+        outputs = model.apply(variables, run.data.normalise(inputs), train=False)
+        values = {
+            "losses": task.losses(outputs, labels, train=False),
+            "statistics": task.statistics(outputs, inputs, labels),
+            "weight": batch["weight"],
+        }
+        return jax.lax.all_gather(values, AXIS, tiled=True)
 
     return eval_step

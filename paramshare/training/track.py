@@ -1,53 +1,67 @@
-"""What one network's run keeps, beside its state: checkpoints, lines of metrics, sums, the best epoch, the result."""
+"""What one run stores beside its state: checkpoints, metrics, the selected epoch, the result."""
 
 import contextlib
 import dataclasses
-import json
+import math
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
+from paramshare.data import Source
 from paramshare.shared import count
 from paramshare.training.checkpoint import Checkpoints
 from paramshare.training.metrics import MetricsFile
+from paramshare.training.result import Evaluation, Result, Selected
 from paramshare.training.run import Run
 from paramshare.training.state import State
-from paramshare.training.workdir import check_origin
+from paramshare.training.workdir import RESULT, check_origin
 
-RESULT = "result.json"
-RENAMED = {"accuracy": "score", "best_accuracy": "best_score"}  # fields of `Progress`, as earlier versions noted them
+Evaluate = Callable[[Any, Source], Evaluation]
 
 
 @dataclasses.dataclass
 class Progress:
-    """What a run remembers beside its state: sums over the current epoch, the best validation so far, and time.
+    """Stored with every checkpoint: sums over the current epoch, the best epoch, and times.
 
     Attributes:
-      seconds: of the whole run, compilation, validation and checkpoints included.
-      training_seconds: of training steps alone, and `training_images` that they took; the first steps, which compile, left out.
+      sums: of each metric over the steps of the epoch so far.
+      batches: number of those steps.
+      best_score: highest validation score so far; None before the first one.
+      best_epoch: its epoch, counted from 1; 0 for none.
+      best_step: its step.
+      seconds: of the whole run, with compilation, validation and saving.
+      training_seconds: of training steps, without the first ones, which compile.
+      training_examples: examples trained on in that time.
     """
 
-    loss: float = 0.0
-    score: float = 0.0
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
     batches: int = 0
-    best_score: float = -1.0
+    best_score: float | None = None
     best_epoch: int = 0
     best_step: int = 0
     seconds: float = 0.0
     training_seconds: float = 0.0
-    training_images: int = 0
+    training_examples: int = 0
 
-    def add(self, metrics: list[dict[str, Any]], score: str) -> None:
-        """Adds steps to the epoch's sums; `score` names the measure that tells good from better."""
-        self.loss += sum(m["loss"] for m in metrics)
-        self.score += sum(m[score] for m in metrics)
-        self.batches += len(metrics)
+    def add(self, lines: list[dict[str, float]], names: tuple[str, ...]) -> None:
+        """Adds steps to the epoch's sums."""
+        for line in lines:
+            for name in names:
+                self.sums[name] = self.sums.get(name, 0.0) + line[name]
+        self.batches += len(lines)
+
+    def means(self) -> dict[str, float]:
+        """Means over the epoch; starts the next epoch."""
+        means = {name: total / self.batches for name, total in self.sums.items()}
+        self.sums, self.batches = {}, 0
+        return means
 
 
 class Track:
-    """What one network's run keeps, beside its state: checkpoints, lines of metrics, sums.
+    """What one run stores beside its state: checkpoints, metrics, the selected epoch, the result.
 
     Args:
       run: the run.
@@ -61,93 +75,120 @@ class Track:
         self.best = stack.enter_context(Checkpoints(workdir / "best", keep=1))
         self.shapes = jax.eval_shape(run.init)
         self.progress = Progress()
-        self.window: list[dict[str, float]] = []  # fetched, not yet in a line of metrics
-        self.last: list[dict[str, float]] = []  # those in the latest line
+        self.window: list[dict[str, float]] = []  # metrics of steps since the last line
+        self.last: list[dict[str, float]] = []  # those in the last line
         self._stack = stack
 
     def start(self, step: int | None = None) -> State:
-        """The state to go on from: a fresh one, or that of the newest checkpoint, or of a step; what is kept beyond it is dropped."""
+        """The state to continue from; what was stored after it is dropped.
+
+        Args:
+          step: of the checkpoint to continue from; None for the newest. Without any checkpoint the
+            state is the initial one.
+        """
         if self.newest.latest is None:
             check_origin(self.workdir)
             state = jax.jit(self.run.init)()
         else:
             state, notes = self.newest.restore(self.shapes, step)
-            self.progress = Progress(**{RENAMED.get(name, name): value for name, value in notes.items()})
+            self.progress = Progress(**notes)
             self.newest.drop_after(int(state.step))
-        self.metrics = MetricsFile(self.workdir, int(state.step), tensorboard=self.run.config.tensorboard, write=jax.process_index() == 0)
+        self.metrics = MetricsFile(
+            self.workdir,
+            int(state.step),
+            tensorboard=self.run.config.tensorboard,
+            write=jax.process_index() == 0,
+        )
         self._stack.callback(self.metrics.close)
         return state
 
     def add(self, lines: list[dict[str, float]]) -> None:
-        """Takes in what steps have measured."""
-        self.progress.add(lines, self.run.data.task.score)
+        """Adds the metrics of steps."""
+        self.progress.add(lines, epoch_metrics(self.run, lines[0]) if lines else ())
         self.window += lines
 
     def write_line(self, step: int) -> None:
-        """Writes the means of what was measured since the last line."""
+        """Writes the means since the last line; of `gradient_max/BANK` the maximum."""
+        first = epoch_metrics(self.run, self.window[0])
+        others = (name for name in self.window[0] if name not in (*first, "finite"))
+        line = {
+            name: max(line[name] for line in self.window)
+            if name.startswith("gradient_max/")
+            else mean(self.window, name)
+            for name in (*first, *others)
+        }
         rate = float(np.asarray(self.run.rate(step - 1)))
-        self.metrics.write("train", step, **_line(self.window, self.run.data.task.score), learning_rate=rate)
+        self.metrics.write("train", step, **line, learning_rate=rate)
         self.window, self.last = [], self.window
 
-    def finish_epoch(self, epoch: int, step: int, variables: dict[str, Any], evaluate: Any) -> float | None:
-        """Validates, keeps the variables if they are the best so far, writes the epoch's line, and clears the epoch's sums.
+    def finish_epoch(
+        self, epoch: int, step: int, variables: dict[str, Any], evaluate: Evaluate
+    ) -> float | None:
+        """Validates, stores the variables if they are the best so far, and writes the epoch's line.
 
-        Returns the validation score; None where this epoch is not validated.
+        Returns:
+          The validation score; None if this epoch is not validated.
         """
         run, progress = self.run, self.progress
-        score, phase, held = run.data.task.score, run.phase(epoch - 1), None
-        line: dict[str, Any] = {"epoch": epoch} | ({"phase": phase + 1} if run.data.phases > 1 else {})
-        line |= {"loss": progress.loss / progress.batches, score: progress.score / progress.batches}
-        if len(run.data.validation) and (epoch % run.config.validate_every == 0 or epoch == run.config.epochs):
-            found = evaluate(variables, run.data.of_phase("validation", phase))
-            held = found[score]
-            line |= {"validation_loss": found["loss"], f"validation_{score}": held}
-            # What is good in an early phase of a curriculum says little of the last one.
-            if held > progress.best_score and phase == run.data.phases - 1:
-                progress.best_score, progress.best_epoch, progress.best_step = held, epoch, step
-                # On disk before any checkpoint that says so.
-                self.best.save(step, variables, {"epoch": epoch, f"validation_{score}": held}, wait=True)
+        score, phase, value = run.task.score.name, run.phase(epoch - 1), None
+        line: dict[str, Any] = {"epoch": epoch}
+        line |= {"phase": phase + 1} if run.data.phases > 1 else {}
+        line |= progress.means()
+        if len(run.data.validation) and (
+            epoch % run.config.validate_every == 0 or epoch == run.config.epochs
+        ):
+            evaluation = evaluate(variables, run.data.of_phase("validation", phase))
+            value = evaluation.measures[score]
+            line |= {"validation_loss": evaluation.loss, f"validation_{score}": value}
+            # Scores of early phases of a curriculum are not comparable with those of the last one.
+            # NaN is never the best: no later score would be larger.
+            better = progress.best_score is None or value > progress.best_score
+            if better and not math.isnan(value) and phase == run.data.phases - 1:
+                progress.best_score, progress.best_epoch, progress.best_step = value, epoch, step
+                # On disk before any checkpoint that refers to it.
+                self.best.save(step, variables, {"epoch": epoch, "validation": value}, wait=True)
         self.metrics.write("epoch", step, **line)
-        progress.loss = progress.score = 0.0
-        progress.batches = 0
-        return held
+        return value
 
-    def finish(self, variables: dict[str, Any], evaluate: Any) -> dict[str, Any]:
-        """Tests, once, what was trained last and what validation chose; writes the result, and returns it."""
+    def finish(self, variables: dict[str, Any], evaluate: Evaluate) -> Result:
+        """Evaluates the last and the selected epoch on the test set, and writes the result."""
         run, progress = self.run, self.progress
         last = evaluate(variables, run.data.test)
-        others: dict[str, Any] = {name: evaluate(variables, source) for name, source in run.data.others.items()}
-        others = {"others": others} if others else {}
-        result: dict[str, Any] = {
-            "model": run.config.model.name,
-            "data": run.data.name,
-            "counts": count(variables),
-            "epochs": run.config.epochs,
-            "steps": run.steps,
-            "score": run.data.task.score,
-            "last": {"epoch": run.config.epochs, "test": last, **others},
-            "selected": None,
-            "seconds": round(progress.seconds, 1),
-            "images_per_second": round(progress.training_images / progress.training_seconds, 1) if progress.training_images else None,
-            "devices": f"{run.devices.count} x {run.devices.devices[0].device_kind}",
-            "jax": jax.__version__,
-        }
-        if progress.best_epoch:
-            chosen, notes = self.best.restore(self.shapes.variables, progress.best_step)
-            result["selected"] = {**notes, "test": evaluate(chosen, run.data.test)}
+        others = {name: evaluate(variables, source) for name, source in run.data.others.items()}
+        selected, speed = None, None
+        if progress.best_score is not None:
+            best, _ = self.best.restore(self.shapes.variables, progress.best_step)
+            test = evaluate(best, run.data.test)
+            selected = Selected(progress.best_epoch, progress.best_score, test)
+        if progress.training_examples:
+            speed = round(progress.training_examples / progress.training_seconds, 1)
+        result = Result(
+            model=run.config.model.name,
+            data=run.data.name,
+            counts=count(variables),
+            epochs=run.config.epochs,
+            steps=run.steps,
+            score=run.facts.score,
+            last=last,
+            others=others,
+            selected=selected,
+            seconds=round(progress.seconds, 1),
+            images_per_second=speed,
+            devices=f"{run.devices.count} x {run.devices.devices[0].device_kind}",
+            jax=jax.__version__,
+        )
         if jax.process_index() == 0:
-            fresh = (self.workdir / RESULT).with_suffix(".tmp")
-            fresh.write_text(json.dumps(result, indent=2) + "\n")
-            fresh.replace(self.workdir / RESULT)
+            result.write(self.workdir / RESULT)
         return result
 
 
+def epoch_metrics(run: Run, line: dict[str, float]) -> tuple[str, ...]:
+    """The metrics of a step that an epoch's line averages: losses, then measures of the task."""
+    losses = (name for name in line if name.startswith("loss/"))
+    measures = (measure.name for measure in run.task.measures if measure.name in line)
+    return ("loss", *losses, *measures)
+
+
 def mean(lines: list[dict[str, float]], name: str) -> float:
-    """The mean of one number over lines."""
+    """The mean of one metric over lines."""
     return float(np.mean([line[name] for line in lines]))
-
-
-def _line(lines: list[dict[str, float]], score: str) -> dict[str, float]:
-    """The means of what was measured since the last line; of `gradient_max/BANK` the largest."""
-    names = ["loss", score, *(name for name in lines[0] if name not in ("loss", score, "finite"))]
-    return {name: max(line[name] for line in lines) if name.startswith("gradient_max/") else mean(lines, name) for name in names}

@@ -1,89 +1,155 @@
-"""The folder of a run: whose it is, and what it holds."""
+"""The folder of a run: the configuration and facts that identify it, and the states it holds."""
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 
+from paramshare.storage import read_json, write_text
 from paramshare.training import config as configs
-from paramshare.training.checkpoint import CheckpointError, Checkpoints, read_json
+from paramshare.training.checkpoint import CheckpointError, Checkpoints
 from paramshare.training.config import Config, ConfigError
-from paramshare.training.run import Run
-from paramshare.training.state import State
+from paramshare.training.optimizer import learning_rate, optimizer
+from paramshare.training.result import RunFacts
+from paramshare.training.run import Run, named_network
+from paramshare.training.state import State, init_state
 
-ORIGIN = "origin.json"  # of a workdir made from another run: what it was made from
+CONFIG = "config.json"
+FACTS = "identity.json"
+ORIGIN = "origin.json"  # only in a workdir that was made from another run
+RESULT = "result.json"
 
 
 def claim(workdir: pathlib.Path, run: Run) -> None:
-    """Makes the workdir and keeps the configuration in it, or sees that it is a workdir of this same run.
+    """Creates the workdir and stores the configuration, or checks that the folder holds this run.
 
     Raises:
-      ConfigError: if the folder holds another run, or files of something else; nothing is changed.
-      CheckpointError: if what it holds cannot be read.
+      ConfigError: if the folder holds another run or unrelated files; nothing is changed then.
+      CheckpointError: if a file in it cannot be read.
     """
-    stored = workdir / "config.json"
-    if stored.is_file():
+    facts = workdir / FACTS
+    if (workdir / CONFIG).is_file():
         changed = configs.differences(run.config, stored_config(workdir))
-        theirs = read_json(workdir / "identity.json")
-        changed += [f"{name}: {theirs.get(name)} -> {ours}" for name, ours in run.identity.items() if theirs.get(name) != ours]
+        if facts.is_file():
+            changed += run.facts.differences(RunFacts.read(facts))
         if changed:
             raise ConfigError(
-                f"workdir {workdir} holds a run of another configuration ({'; '.join(changed)}); use a new --workdir, or the same settings"
+                f"workdir {workdir} holds a run of another configuration ({'; '.join(changed)}); "
+                "use a new --workdir, or the same settings"
             )
+        if not facts.is_file() and jax.process_index() == 0:
+            run.facts.write(facts)  # the user removed a damaged file
         return
     if jax.process_index() != 0:
-        return  # the first process is about to make it
-    # A claim that was killed may have left its own files behind.
-    if workdir.exists() and (not workdir.is_dir() or any(p.name not in ("identity.json", "config.json.tmp") for p in workdir.iterdir())):
+        return  # the first process creates it
+    # A claim that was killed may have left these.
+    leftovers = (FACTS, f"{FACTS}.tmp", f"{CONFIG}.tmp")
+    if workdir.exists() and (
+        not workdir.is_dir() or any(path.name not in leftovers for path in workdir.iterdir())
+    ):
         raise ConfigError(f"workdir {workdir} is not empty and holds no run; use a new --workdir")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "identity.json").write_text(json.dumps(run.identity, indent=2) + "\n")
-        fresh = workdir / "config.json.tmp"
-        fresh.write_text(configs.to_json(run.config))
-        fresh.replace(stored)
+        run.facts.write(facts)
+        write_text(workdir / CONFIG, configs.to_json(run.config))
     except OSError as error:
         raise ConfigError(f"workdir {workdir} cannot be written: {error}") from None
 
 
+def write_origin(workdir: pathlib.Path, origin: Mapping[str, Any]) -> None:
+    """Notes what the first state of a workdir was made from."""
+    write_text(workdir / ORIGIN, json.dumps(origin, indent=2, allow_nan=False) + "\n")
+
+
 def check_origin(workdir: pathlib.Path) -> None:
-    """Raises `CheckpointError` if the workdir was made from another run: its first checkpoint, which it should begin with, is gone."""
+    """Checks that a workdir without checkpoints may start from initial values.
+
+    Raises:
+      CheckpointError: if it was made from another run, so that its first checkpoint is missing.
+    """
     if (workdir / ORIGIN).is_file():
-        origin = read_json(workdir / ORIGIN)
+        origin = read_json(workdir / ORIGIN, CheckpointError)
         raise CheckpointError(
-            f"{workdir} was made from {origin.get('workdir')} by `paramshare {origin.get('command')}`, but its first checkpoint is gone; "
-            "remove the folder and make it again"
+            f"{workdir} was made from {origin.get('workdir')} by "
+            f"`paramshare {origin.get('command')}`, but its first checkpoint is missing; "
+            "remove the folder and run that command again"
         )
 
 
 def stored_config(workdir: pathlib.Path) -> Config:
-    """The configuration of a workdir; `ConfigError` if it holds none."""
-    stored = workdir / "config.json"
-    if not stored.is_file():
-        raise ConfigError(f"{workdir} holds no run (no config.json); give the --workdir of a training run")
+    """The configuration of a workdir.
+
+    Raises:
+      ConfigError: if the folder holds no run, or a damaged configuration.
+    """
+    path = workdir / CONFIG
+    if not path.is_file():
+        raise ConfigError(
+            f"{workdir} holds no run (no {CONFIG}); give the --workdir of a training run"
+        )
     try:
-        return configs.from_json(stored.read_text())
-    except (OSError, ConfigError) as error:
-        raise ConfigError(f"{stored}: {error}") from None
+        return configs.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
-def stored_variables(workdir: pathlib.Path, shapes: State, checkpoint: str = "last") -> tuple[dict[str, Any], int]:
-    """The trained variables of a workdir, of its "last" state or of the "best", and their step.
+def stored_facts(workdir: pathlib.Path) -> RunFacts:
+    """The facts of a workdir's run; `CheckpointError` if they cannot be read."""
+    return RunFacts.read(workdir / FACTS)
+
+
+def stored_variables(
+    workdir: pathlib.Path, shapes: State, checkpoint: str = "last"
+) -> tuple[dict[str, Any], int]:
+    """The variables that a workdir holds, and their step.
 
     Args:
       workdir: of a training run.
-      shapes: of the run's state.
-      checkpoint: which state.
+      shapes: the run's state, as arrays or `jax.ShapeDtypeStruct`s.
+      checkpoint: "last" for the newest state, "best" for the epoch selected by validation.
 
     Raises:
-      ConfigError: if no epoch was chosen as the best.
+      ConfigError: if the run has selected no epoch.
       CheckpointError: if there is no state, or it cannot be read.
     """
     best = checkpoint == "best"
     with Checkpoints(workdir / ("best" if best else "checkpoints")) as checkpoints:
         step = checkpoints.latest
         if best and step is None:
-            raise ConfigError(f"run {workdir} has chosen no epoch by validation; take --checkpoint last")
-        found, _ = checkpoints.restore(shapes.variables if best else shapes, step)
-    return found if best else found.variables, int(step or 0)
+            raise ConfigError(
+                f"run {workdir} has selected no epoch by validation; use --checkpoint last"
+            )
+        tree, _ = checkpoints.restore(shapes.variables if best else shapes, step)
+    return tree if best else tree.variables, int(step or 0)
+
+
+def stored_network(workdir: pathlib.Path) -> tuple[Config, RunFacts, nn.Module]:
+    """The configuration, facts and network of a workdir; does not load the data set.
+
+    Raises:
+      ConfigError: if the folder holds no run.
+      CheckpointError: if its facts cannot be read.
+      ModelError: if the network is not one of the zoo's.
+    """
+    config, facts = stored_config(workdir), stored_facts(workdir)
+    return config, facts, named_network(config, facts.network_options, facts.input_shape)
+
+
+def network_variables(
+    workdir: pathlib.Path,
+    config: Config,
+    facts: RunFacts,
+    model: nn.Module,
+    checkpoint: str = "last",
+) -> tuple[dict[str, Any], int]:
+    """The variables of a network that `stored_network` built, and their step.
+
+    Raises:
+      ConfigError, CheckpointError: as `stored_variables`.
+    """
+    rule = optimizer(config, learning_rate(config, 1))
+    shapes = jax.eval_shape(lambda: init_state(model, rule, facts.input_shape, config.seed))
+    return stored_variables(workdir, shapes, checkpoint)

@@ -1,4 +1,4 @@
-"""What a family of named networks is."""
+"""A family of named networks: all names of one form."""
 
 import dataclasses
 import re
@@ -9,7 +9,11 @@ import flax.linen as nn
 
 from paramshare.plan import Plan
 
-SMALL, LARGE = (32, 32, 3), (224, 224, 3)
+Network = tuple[nn.Module, Plan | None]
+
+SMALL, LARGE, GRID = (32, 32, 3), (224, 224, 3), (32, 32, 2)
+OPTIONS = ("dtype", "axis_name")
+STEM_OPTIONS = (*OPTIONS, "stem")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,27 +21,43 @@ class Family:
     """Networks whose names have one form.
 
     Attributes:
-      form: the name with its numbers in braces, as it is shown: "wrn-{depth}-{width}".
-      about: one line.
-      examples: names that `list_models` shows.
-      build: from the numbers, `num_classes` and the options to (model, plan or None).
-      accepts: whether the numbers are of this family rather than of another of the same form.
-      input_shape: of the images that the networks were designed for.
-      options: what `build` takes besides.
-      num_classes: outputs unless told; None for 10, or 1000 of networks for ImageNet.
+      form: the names, with their arguments in braces: "wrn-{depth}-{width}".
+      about: description in one line.
+      examples: the names that `list_models` lists.
+      build: takes the arguments in the name, `num_classes` and the options as keyword arguments;
+        returns the model and the plan that shares its weights, or None for the plan.
+      has_depth: whether the family has networks of a depth; None for all depths that `build` takes.
+      input_shape: (height, width, channels) of the images that the networks were designed for.
+      options: names of the options of `build`.
+      num_classes: default number of outputs; None for 1000 with images of ImageNet's size, else 10.
     """
 
     form: str
     about: str
     examples: tuple[str, ...]
-    build: Callable[..., tuple[nn.Module, Plan | None]]
-    accepts: Callable[[dict[str, Any]], bool] = lambda numbers: True
+    build: Callable[..., Network]
+    has_depth: Callable[[int], bool] | None = None
     input_shape: tuple[int, int, int] = SMALL
-    options: tuple[str, ...] = ("dtype", "axis_name")
+    options: tuple[str, ...] = OPTIONS
     num_classes: int | None = None
 
     def parse(self, name: str) -> dict[str, Any] | None:
-        """The numbers in a name of this form, or None."""
+        """The arguments of `build` in a name of this form; None if the name has another form."""
         pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[0-9]+)", re.escape(self.form))
-        found = re.fullmatch(pattern.replace("(?P<width>[0-9]+)", r"(?P<width>[0-9]+(\.[0-9]+)?)"), name)
-        return {key: float(value) if "." in value else int(value) for key, value in found.groupdict().items()} if found else None
+        pattern = pattern.replace("(?P<width>[0-9]+)", r"(?P<width>[0-9]+(\.[0-9]+)?)")
+        match = re.fullmatch(pattern, name)
+        if match is None:
+            return None
+        return {
+            argument: float(digits) if "." in digits else int(digits)
+            for argument, digits in match.groupdict().items()
+        }
+
+    def accepts(self, arguments: dict[str, Any]) -> bool:
+        """Whether the family has a network with these arguments."""
+        return self.has_depth is None or self.has_depth(arguments["depth"])
+
+
+def plain(model: Callable[..., nn.Module]) -> Callable[..., Network]:
+    """A family's `build` for networks without weight sharing."""
+    return lambda **arguments: (model(**arguments), None)

@@ -1,4 +1,4 @@
-"""A small but real set, and a small network that compiles in a second."""
+"""A small set of real images, and a small network that compiles in a second."""
 
 from typing import Any
 
@@ -10,8 +10,9 @@ import pytest
 from sklearn.datasets import load_digits
 
 from paramshare import Plan, Rule, Soft, share
+from paramshare.data import Dataset, from_arrays
+from paramshare.tasks import Augment
 from paramshare.training.config import Config, Model, Optimizer, Schedule
-from paramshare.training.data import Augment, ImageSet, from_arrays
 from paramshare.training.state import AXIS
 
 
@@ -26,17 +27,25 @@ class Small(nn.Module):
         for i in range(4):
             x = nn.Conv(8, (3, 3), use_bias=False, dtype=self.dtype, name=f"conv{i}")(x)
             axis_name = None if self.is_initializing() else self.axis_name
-            x = nn.relu(nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype, axis_name=axis_name, name=f"bn{i}")(x))
+            x = nn.relu(
+                nn.BatchNorm(
+                    not train, momentum=0.9, dtype=self.dtype, axis_name=axis_name, name=f"bn{i}"
+                )(x)
+            )
         return nn.Dense(10, name="classifier")(x.astype(jnp.float32).mean((1, 2)))
 
 
 @pytest.fixture(scope="session")
 def make_network():
-    """A function of `Small`'s options: `Small`, with its last three kernels drawn from one bank of two templates unless `plain`."""
+    """A function of `Small`'s options: `Small`, its last three kernels under `Soft(2)` or plain."""
 
     def make(plain: bool = False, **options) -> nn.Module:
         plan = Plan(Rule("conv[1-3]/kernel", Soft(2)))
-        return Small(**options) if plain else share(Small(**options), plan, jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
+        return (
+            Small(**options)
+            if plain
+            else share(Small(**options), plan, jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
+        )
 
     return make
 
@@ -54,10 +63,15 @@ def _lenient_promotion():
 
 
 @pytest.fixture(scope="session")
-def digits() -> ImageSet:
-    found: Any = load_digits()
-    image, label = (found.images * 15).astype(np.uint8)[..., None], found.target
-    return from_arrays((image[:320], label[:320]), (image[320:421], label[320:421]), name="some digits", validation=0.2)
+def digits() -> Dataset:
+    images: Any = load_digits()
+    image, label = (images.images * 15).astype(np.uint8)[..., None], images.target
+    return from_arrays(
+        (image[:320], label[:320]),
+        (image[320:421], label[320:421]),
+        name="some digits",
+        validation=0.2,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Checkpoints come back as they were, or say why not."""
+"""Checkpoints are restored bit for bit, or an error names the folder."""
 
 import pathlib
 import shutil
@@ -9,7 +9,10 @@ import pytest
 
 from paramshare.training.checkpoint import CheckpointError, Checkpoints
 
-TREE = {"a": jnp.arange(6, dtype=jnp.float32).reshape(2, 3) / 7, "b": {"c": jnp.int32(3), "d": jnp.bool_(True)}}
+TREE = {
+    "a": jnp.arange(6, dtype=jnp.float32).reshape(2, 3) / 7,
+    "b": {"c": jnp.int32(3), "d": jnp.bool_(True)},
+}
 
 
 def saved(folder: pathlib.Path, steps=(1, 2, 3), keep=2) -> pathlib.Path:
@@ -20,7 +23,7 @@ def saved(folder: pathlib.Path, steps=(1, 2, 3), keep=2) -> pathlib.Path:
     return folder
 
 
-def test_what_goes_in_comes_out_bit_for_bit(tmp_path):
+def test_a_restored_tree_is_the_saved_one(tmp_path):
     with Checkpoints(saved(tmp_path / "c")) as checkpoints:
         assert checkpoints.latest == 3
         tree, notes = checkpoints.restore(TREE)
@@ -36,7 +39,7 @@ def test_only_the_newest_are_kept(tmp_path):
     assert {p.name for p in (tmp_path / "c").iterdir() if p.name.isdigit()} == {"4", "5"}
 
 
-def test_looking_for_a_checkpoint_makes_no_folder(tmp_path):
+def test_reading_creates_no_folder(tmp_path):
     with Checkpoints(tmp_path / "none") as checkpoints:
         assert checkpoints.latest is None
         with pytest.raises(CheckpointError, match="no checkpoint in"):
@@ -44,7 +47,7 @@ def test_looking_for_a_checkpoint_makes_no_folder(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_saving_a_step_again_leaves_it(tmp_path):
+def test_an_existing_step_is_left_as_it_is(tmp_path):
     with Checkpoints(saved(tmp_path / "c")) as checkpoints:
         checkpoints.save(3, TREE, {"step": -1})
         assert checkpoints.restore(TREE)[1]["step"] == 3
@@ -65,12 +68,18 @@ def test_an_unreadable_checkpoint_is_named(tmp_path, damage):
             file.unlink()
     with (
         Checkpoints(tmp_path / "c") as checkpoints,
-        pytest.raises(CheckpointError, match=r"3 cannot be read, or is of another model .*; remove that folder"),
+        pytest.raises(
+            CheckpointError,
+            match=r"3 cannot be read, or is of another model .*; remove that folder",
+        ),
     ):
         checkpoints.restore(TREE)
 
 
-@pytest.mark.parametrize("other", [{"a": jnp.zeros((3, 2)), "b": TREE["b"]}, {"a": TREE["a"]}, {**TREE, "e": jnp.zeros(2)}])
+@pytest.mark.parametrize(
+    "other",
+    [{"a": jnp.zeros((3, 2)), "b": TREE["b"]}, {"a": TREE["a"]}, {**TREE, "e": jnp.zeros(2)}],
+)
 def test_a_checkpoint_of_another_model_is_refused(tmp_path, other):
     with Checkpoints(saved(tmp_path / "c")) as checkpoints, pytest.raises(CheckpointError):
         checkpoints.restore(other)

@@ -1,4 +1,4 @@
-"""A state of every scheme comes back from a checkpoint bit for bit, goes on as it would have, and holds no maps."""
+"""A state of every scheme is restored bit for bit, trains on as before, and stores no maps."""
 
 from typing import Any
 
@@ -35,41 +35,60 @@ class Net(nn.Module):
 
 def network(name: str, seed: int = 0) -> Shared:
     scheme: Any = Ring(300, seed=seed) if name == "ring" else SCHEMES[name]
-    return share(Net(), Plan(Rule("conv[1-3]/kernel", scheme)), jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32))
+    return share(
+        Net(),
+        Plan(Rule("conv[1-3]/kernel", scheme)),
+        jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32),
+    )
 
 
 OPTIMIZER = optax.sgd(0.1, 0.9)
 
 
 def stepped(model: Shared):
-    """(a fresh state a step on, the function of a step)."""
+    """The state after one step, and the step."""
     x, label = jax.random.normal(jax.random.key(1), (16, *IMAGE)), jnp.arange(16) % 10
 
     @jax.jit
     def step(state: State) -> State:
         def loss(trainable):
-            logits, collections = model.apply({**trainable, **state.collections}, x, train=True, mutable=list(state.collections))
-            return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean(), collections
+            logits, collections = model.apply(
+                {**trainable, **state.collections}, x, train=True, mutable=list(state.collections)
+            )
+            return optax.softmax_cross_entropy_with_integer_labels(
+                logits, label
+            ).mean(), collections
 
         gradient, collections = jax.grad(loss, has_aux=True)(state.trainable)
         updates, optimizer = OPTIMIZER.update(gradient, state.optimizer, state.trainable)
-        return State(state.step + 1, optax.apply_updates(state.trainable, updates), dict(collections), optimizer, state.failed)  # type: ignore[arg-type]
+        return State(
+            state.step + 1,
+            optax.apply_updates(state.trainable, updates),  # pyright: ignore[reportArgumentType]
+            dict(collections),
+            optimizer,
+            state.failed,
+        )
 
     return step(jax.jit(lambda: init_state(model, OPTIMIZER, IMAGE, 0))()), step
 
 
 def bits(tree: Any) -> list[tuple[str, np.dtype, tuple[int, ...], bytes]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path), leaf.dtype, np.shape(leaf), np.asarray(leaf).tobytes()) for path, leaf in leaves]
+    return [
+        (jax.tree_util.keystr(path), leaf.dtype, np.shape(leaf), np.asarray(leaf).tobytes())
+        for path, leaf in leaves
+    ]
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", SCHEMES)
-def test_a_restored_state_is_the_saved_one_and_goes_on_as_it_would(tmp_path, name):
+def test_a_restored_state_is_the_saved_one_and_trains_on_like_it(tmp_path, name):
     model = network(name)
     state, step = stepped(model)
     with Checkpoints(tmp_path / "c") as checkpoints:
         checkpoints.save(1, state, {})
-    like = jax.eval_shape(lambda: init_state(network(name), OPTIMIZER, IMAGE, 0))  # as another process has it: shapes alone
+    # Shapes only, as another process has them.
+    like = jax.eval_shape(lambda: init_state(network(name), OPTIMIZER, IMAGE, 0))
     with Checkpoints(tmp_path / "c") as checkpoints:
         restored, _ = checkpoints.restore(like)
     assert bits(restored) == bits(state)
@@ -78,31 +97,44 @@ def test_a_restored_state_is_the_saved_one_and_goes_on_as_it_would(tmp_path, nam
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_a_state_holds_no_maps(name):
-    """Floating-point numbers throughout, as many as the layout says, but for the counter of steps and the flag."""
+    """Float32 arrays only, with as many entries as the layout says."""
     model = network(name)
     state = jax.eval_shape(lambda: init_state(model, OPTIMIZER, IMAGE, 0))
     leaves = jax.tree.leaves((state.trainable, state.collections, state.optimizer))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
     assert sum(leaf.size for leaf in jax.tree.leaves(state.trainable)) == model.layout.trainable
-    # Momentum, and the mean and variance of four batch norms.
+    # Momentum, and mean and variance of four batch norms.
     assert sum(leaf.size for leaf in leaves) == 2 * model.layout.trainable + 4 * 2 * 8
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_a_checkpoint_of_another_size_of_ring_is_refused(tmp_path):
     state = jax.jit(lambda: init_state(network("ring"), OPTIMIZER, IMAGE, 0))()
-    larger = share(Net(), Plan(Rule("conv[1-3]/kernel", Ring(301))), jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32))
+    larger = share(
+        Net(),
+        Plan(Rule("conv[1-3]/kernel", Ring(301))),
+        jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32),
+    )
     with Checkpoints(tmp_path / "c") as checkpoints:
         checkpoints.save(1, state, {})
         with pytest.raises(CheckpointError):
             checkpoints.restore(jax.eval_shape(lambda: init_state(larger, OPTIMIZER, IMAGE, 0)))
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_the_seed_is_not_in_the_checkpoint(tmp_path):
-    """Under another seed the same ring is restored, and makes other kernels: the seed is part of the plan."""
+    """A plan with another seed restores the same ring and expands it to other kernels."""
     state = jax.jit(lambda: init_state(network("ring"), OPTIMIZER, IMAGE, 0))()
     with Checkpoints(tmp_path / "c") as checkpoints:
         checkpoints.save(1, state, {})
-        restored, _ = checkpoints.restore(jax.eval_shape(lambda: init_state(network("ring", seed=1), OPTIMIZER, IMAGE, 0)))
-    right, wrong = (network("ring", seed).expand(restored.variables)["params"]["conv2"]["kernel"] for seed in (0, 1))
-    np.testing.assert_array_equal(right, network("ring").expand(state.variables)["params"]["conv2"]["kernel"])
-    assert abs(np.corrcoef(np.ravel(right), np.ravel(wrong))[0, 1]) < 5 / np.sqrt(300)
+        restored, _ = checkpoints.restore(
+            jax.eval_shape(lambda: init_state(network("ring", seed=1), OPTIMIZER, IMAGE, 0))
+        )
+    same, other = (
+        network("ring", seed).expand(restored.variables)["params"]["conv2"]["kernel"]
+        for seed in (0, 1)
+    )
+    np.testing.assert_array_equal(
+        same, network("ring").expand(state.variables)["params"]["conv2"]["kernel"]
+    )
+    assert abs(np.corrcoef(np.ravel(same), np.ravel(other))[0, 1]) < 5 / np.sqrt(300)

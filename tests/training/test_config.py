@@ -1,4 +1,4 @@
-"""Configurations: what is refused, what is kept, and what was kept before a field was there."""
+"""Configurations: what is refused, what is stored, and what is built from them."""
 
 import dataclasses
 import json
@@ -7,52 +7,88 @@ import jax
 import numpy as np
 import pytest
 
-from paramshare.cli import override
+from paramshare.data import Digits, from_arrays
 from paramshare.models import ModelError
-from paramshare.training.config import Config, ConfigError, Model, Optimizer, Penalty, Schedule, differences, from_json, to_json
-from paramshare.training.data import from_arrays
+from paramshare.tasks import Augment
+from paramshare.training.config import (
+    Config,
+    ConfigError,
+    Model,
+    Optimizer,
+    Penalty,
+    Schedule,
+    differences,
+    from_json,
+    load_file,
+    to_json,
+)
 from paramshare.training.loop import train
 from paramshare.training.run import prepare
 
-# As the version before filter bases, rings and repetition stored it.
-OLD = """
-{"model": {"name": "swrn-28-10-2", "num_classes": null, "bfloat16": false, "sync_batch_norm": true},
- "data": {"name": "cifar10", "path": null, "data_dir": null, "validation": 0.1, "train_examples": null, "image_size": null},
- "augment": {"flip": true, "pad_crop": 4, "cutout": 0},
- "optimizer": {"name": "sgd", "learning_rate": 0.1, "momentum": 0.9, "nesterov": true, "weight_decay": 0.0005},
- "schedule": {"name": "step", "milestones": [60, 120, 160], "factor": 0.2, "warmup_epochs": 0.0},
- "epochs": 200, "batch_size": 128, "label_smoothing": 0.0, "seed": 3, "mapping": "pmap", "log_every": 50, "validate_every": 1,
- "checkpoint_every": 1, "tensorboard": false}
-"""
+ONE = jax.devices()[:1]
 
 
 @pytest.mark.parametrize(
-    ("part", "message"),
+    ("section", "fields", "message"),
     [
-        ({"model": Model(stem="mnist")}, "model.stem is 'mnist'; it must be one of imagenet, cifar or None"),  # type: ignore[arg-type]
-        ({"optimizer": Optimizer(clip_norm=0.0)}, "optimizer.clip_norm is 0.0; it must be positive and finite, or None"),
-        ({"optimizer": Optimizer(clip_norm=float("inf"))}, "optimizer.clip_norm is inf"),
-        ({"optimizer": Optimizer(clip_norm="1")}, "optimizer.clip_norm is '1'; it must be float or None"),  # type: ignore[arg-type]
-        ({"optimizer": Optimizer(decay_coefficients=1)}, "optimizer.decay_coefficients is 1; it must be of type bool"),  # type: ignore[arg-type]
-        ({"schedule": Schedule("linear")}, "schedule.name is 'linear'; it must be one of step, cosine, exponential, constant"),  # type: ignore[arg-type]
-        ({"schedule": Schedule(period=0.0)}, "schedule.period is 0.0; it must be positive and finite"),
-        ({"schedule": Schedule(factor=float("inf"))}, "schedule.factor is inf; it must be positive and finite"),
-        ({"schedule": Schedule(factors=(0.1, 0.1))}, r"schedule.factors is \(0.1, 0.1\); .* for each of the 3 milestones"),
-        ({"schedule": Schedule(factors=(0.1, 0.1, 0.0))}, r"schedule.factors is \(0.1, 0.1, 0.0\)"),
-        ({"schedule": Schedule(factors=("a", 0.1, 0.1))}, r"schedule.factors is .*; it must be a tuple of floats"),  # type: ignore[arg-type]
-        ({"penalty": Penalty(-1.0)}, "penalty.orthogonality is -1.0; it must be 0 or more, and finite"),
-        ({"penalty": Penalty(10.0, pools=("stage[",))}, r"penalty.pools holds 'stage\[', which is no regular expression \("),
-        ({"penalty": Penalty(10.0, pools="stage1")}, "penalty.pools is 'stage1'; it must be a tuple of strs"),  # type: ignore[arg-type]
-        ({"gradient_flow": 1}, "gradient_flow is 1; it must be of type bool"),
+        (Config, {"epochs": 0}, r"epochs must be .* 1, got 0"),
+        (Config, {"epoch": 3}, "epoch"),
+        (Config, {"seed": 2**31}, "seed must be"),
+        (Config, {"label_smoothing": 1.0}, "label_smoothing must be less than 1"),
+        (Config, {"similarity_every": -1}, "similarity_every must be"),
+        (Config, {"gradient_flow": 1}, "gradient_flow must be a valid boolean, got 1"),
+        (Config, {"mapping": "vmap"}, "mapping must be 'pmap' or 'shard_map'"),
+        (Config, {"optimizer": Schedule()}, "optimizer must be an instance of Optimizer"),
+        (Model, {"stem": "mnist"}, "stem must be 'imagenet' or 'cifar', got 'mnist'"),
+        (Optimizer, {"name": "sdg"}, "name must be 'sgd', 'adam' or 'adamw', got 'sdg'"),
+        (Optimizer, {"learning_rate": float("nan")}, "learning_rate must be .*, got nan"),
+        (Optimizer, {"momentum": 1.0}, "momentum must be less than 1"),
+        (Optimizer, {"weight_decay": float("inf")}, "weight_decay must be .*, got inf"),
+        (Optimizer, {"clip_norm": 0.0}, "clip_norm must be greater than 0, got 0.0"),
+        (Optimizer, {"clip_norm": "1"}, "clip_norm must be a valid number, got '1'"),
+        (Schedule, {"period": 0.0}, "period must be greater than 0"),
+        (Schedule, {"factors": (0.1, "a", 0.1)}, "factors.1 must be a valid number, got 'a'"),
+        (Schedule, {"factors": (0.1, 0.1, 0.0)}, "factors.2 must be greater than 0"),
+        (Penalty, {"orthogonality": -1.0}, "orthogonality must be .*, got -1.0"),
+        (Penalty, {"pools": "stage1"}, "pools must be a valid tuple, got 'stage1'"),
     ],
 )
-def test_what_makes_no_sense_is_refused(part, message):
+def test_a_value_out_of_range_or_of_another_type_is_refused(section, fields, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        section(**fields)
+    assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=message):
-        dataclasses.replace(Config(), **part).check()
+        dataclasses.replace(section(), **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"schedule": Schedule(factors=(0.1, 0.1))},
+            r"schedule.factors is \(0.1, 0.1\); .* each of the 3 milestones",
+        ),
+        ({"schedule": Schedule(milestones=(5, 3))}, r"schedule.milestones is \(5, 3\)"),
+        ({"schedule": Schedule(milestones=(0, 3))}, r"schedule.milestones is \(0, 3\)"),
+        (
+            {"schedule": Schedule(warmup_epochs=9.0), "epochs": 8},
+            "schedule.warmup_epochs is 9.0; it must be at most epochs, 8",
+        ),
+        (
+            {"penalty": Penalty(10.0, pools=("stage[",))},
+            r"penalty.pools holds 'stage\[\'; it must be a regular expression",
+        ),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        Config(**fields).check()
 
 
 RICH = Config(
-    model=Model("resnet50-sharedpp", stem="cifar"),
+    model=Model("resnet50-sharedpp", stem="cifar", tied=("a=0,1",)),
+    data=Digits(validation=0.2, train_examples=100),
+    augment=Augment(pad_crop=1),
     optimizer=Optimizer(clip_norm=1, decay_coefficients=True),
     schedule=Schedule("step", milestones=(150, 225, 285), factors=(0.1, 0.1, 0.5)),
     penalty=Penalty(10.0, pools=(r"stage\d-conv2", r"stage\d-conv3"), unique=True),
@@ -61,56 +97,83 @@ RICH = Config(
 )
 
 
-def test_what_is_stored_comes_back():
+def test_json_is_read_back_as_the_same_configuration():
     RICH.check()
     back = from_json(to_json(RICH))
     assert back == RICH and hash(back) == hash(RICH)  # tuples, not the lists of JSON
+    assert type(back.data) is Digits
+    assert json.loads(to_json(back)) == json.loads(to_json(RICH))
 
 
-def test_a_configuration_stored_before_a_field_was_there_has_its_default():
-    old = from_json(OLD)
-    old.check()
-    assert old == dataclasses.replace(
-        Config(), model=Model("swrn-28-10-2", sync_batch_norm=True), data=old.data, augment=old.augment, seed=3
+def test_a_field_that_was_not_stored_takes_its_default():
+    stored = json.loads(to_json(RICH))
+    for section, name in (("model", "tied"), ("optimizer", "clip_norm"), ("data", "validation")):
+        del stored[section][name]
+    del stored["penalty"], stored["epochs"]
+    assert from_json(json.dumps(stored)) == dataclasses.replace(
+        RICH,
+        model=dataclasses.replace(RICH.model, tied=()),
+        data=Digits(train_examples=100),
+        optimizer=dataclasses.replace(RICH.optimizer, clip_norm=None),
+        penalty=Penalty(),
+        epochs=200,
     )
-    stored = json.loads(to_json(old))
-    for part, values in json.loads(OLD).items():
-        assert (values if not isinstance(values, dict) else stored[part] | values) == stored[part]
 
 
-def test_what_is_logged_makes_no_other_run_and_what_is_trained_does():
-    assert differences(dataclasses.replace(RICH, gradient_flow=False, log_every=1, tensorboard=True), RICH) == []
-    changed = dataclasses.replace(RICH, penalty=Penalty(), optimizer=Optimizer())
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "JSON"),
+        ("[]", "must be"),
+        ('{"epochs": "3"}', "epochs must be a valid integer, got '3'"),
+        ('{"depth": 3}', "depth"),
+        ('{"optimizer": {"learning_rate": -1}}', "optimizer.learning_rate must be greater than 0"),
+        ('{"data": {"kind": "digits", "validation": 2}}', "validation must be less than 1"),
+        ('{"data": {"kind": "digits", "colour": 2}}', "colour"),
+        ('{"data": {"kind": "letters"}}', "'letters'"),
+        ('{"data": 3}', "data"),
+        ('{"augment": {"flip": 1}}', "augment.flip must be a valid boolean"),
+    ],
+)
+def test_json_of_something_else_is_refused(text, message):
+    with pytest.raises(ConfigError, match=rf"not a configuration of this version.*{message}") as e:
+        from_json(text)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "must set `config` .* got NoneType"),
+        ("config = 1 / 0", "fails with ZeroDivisionError"),
+        (
+            "from paramshare.training.config import *\nconfig = Config(epochs=0)",
+            "config.py: .*epochs must be",
+        ),
+    ],
+)
+def test_a_file_without_a_configuration_is_refused(tmp_path, text, message):
+    (tmp_path / "config.py").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_file(tmp_path / "config.py")
+    with pytest.raises(ConfigError, match="no configuration file"):
+        load_file(tmp_path / "other.py")
+
+
+def test_only_fields_that_change_training_make_another_run():
+    logged = dataclasses.replace(RICH, gradient_flow=False, log_every=1, tensorboard=True)
+    assert differences(logged, RICH) == []
+    changed = dataclasses.replace(
+        RICH, penalty=Penalty(), optimizer=Optimizer(), data=Digits(validation=0.2)
+    )
     assert differences(changed, RICH) == [
+        "data.train_examples: 100 -> None",
         "optimizer.decay_coefficients: True -> False",
-        "optimizer.clip_norm: 1 -> None",
+        "optimizer.clip_norm: 1.0 -> None",
         "penalty.orthogonality: 10.0 -> 0.0",
         r"penalty.pools: ('stage\\d-conv2', 'stage\\d-conv3') -> ()",
         "penalty.unique: True -> False",
     ]
-
-
-def test_the_command_line_reaches_them():
-    said = (
-        "--model.stem cifar --optimizer.clip-norm 1 --optimizer.decay-coefficients --schedule.factors 0.1 0.1 0.5 "
-        "--penalty.orthogonality 10 --penalty.pools a b --penalty.unique --gradient-flow"
-    )
-    found = override(Config(), [str(word) for word in said.split()], "config.py")
-    assert found == Config(
-        model=Model(stem="cifar"),
-        optimizer=Optimizer(clip_norm=1.0, decay_coefficients=True),
-        schedule=Schedule(factors=(0.1, 0.1, 0.5)),
-        penalty=Penalty(10.0, ("a", "b"), unique=True),
-        gradient_flow=True,
-    )
-    assert override(
-        found, ["--model.stem", "None", "--optimizer.clip-norm", "None", "--penalty.pools"], "config.py"
-    ) == dataclasses.replace(
-        found,
-        model=Model(),
-        optimizer=Optimizer(decay_coefficients=True),
-        penalty=Penalty(10.0, (), unique=True),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -119,37 +182,59 @@ def images():
 
     def make(side: int):
         image, label = np.zeros((20, side, side, 3), np.uint8), np.arange(20) % 10
-        return from_arrays((image, label), (image, label), num_classes=10, mean=(0.0,) * 3, std=(1.0,) * 3)
+        return from_arrays(
+            (image, label), (image, label), num_classes=10, mean=(0.0,) * 3, std=(1.0,) * 3
+        )
 
     return make
 
 
 @pytest.mark.parametrize(
-    ("stem", "side", "wanted"),
-    [(None, 32, "cifar"), (None, 64, "imagenet"), ("imagenet", 32, "imagenet"), ("cifar", 64, "cifar")],
+    ("stem", "side", "expected"),
+    [(None, 32, "cifar"), (None, 64, "imagenet"), ("imagenet", 32, "imagenet")],
 )
-def test_the_stem_is_that_of_the_images_size_or_the_one_asked_for(images, stem, side, wanted):
-    run = prepare(Config(model=Model("resnet18-rpg", stem=stem)), data=images(side), devices=jax.devices()[:1])
-    model = run.model.model  # type: ignore[attr-defined]
-    assert model.stem == wanted
+def test_the_stem_follows_the_size_of_the_images_unless_it_is_set(images, stem, side, expected):
+    run = prepare(Config(model=Model("resnet18-rpg", stem=stem)), data=images(side), devices=ONE)
+    assert run.model.model.stem == expected  # type: ignore[attr-defined]
 
 
-def test_a_stem_is_refused_where_there_is_no_choice(images, network, digits):
+def test_options_of_the_network_are_refused_where_they_do_not_apply(images, network, digits):
     with pytest.raises(ModelError, match="swrn-16-1-1 has no option 'stem'"):
-        prepare(Config(model=Model("swrn-16-1-1", stem="cifar")), data=images(32), devices=jax.devices()[:1])
-    with pytest.raises(ConfigError, match=r"model\.stem and model\.tied are for networks by name"):
-        prepare(Config(model=Model(stem="cifar")), model=network, data=digits, devices=jax.devices()[:1])
+        prepare(Config(model=Model("swrn-16-1-1", stem="cifar")), data=images(32), devices=ONE)
+    with pytest.raises(ConfigError, match=r"model.num_classes is 7; .* must be 10 or None"):
+        prepare(Config(model=Model(num_classes=7)), data=images(32), devices=ONE)
+    for fields in ({"stem": "cifar"}, {"bfloat16": True}, {"tied": ("a=0",)}):
+        with pytest.raises(ConfigError, match=f"model.{next(iter(fields))} is .* that you pass"):
+            prepare(Config(model=Model(**fields)), model=network, data=digits, devices=ONE)
+
+
+def test_a_tasks_own_label_smoothing_is_kept(digits, network):
+    task = dataclasses.replace(digits.task, label_smoothing=0.1)
+    data = dataclasses.replace(digits, task=task)
+    for smoothing in (0.0, 0.1):
+        run = prepare(Config(label_smoothing=smoothing), model=network, data=data, devices=ONE)
+        assert run.task == task
+    with pytest.raises(ConfigError, match=r"label_smoothing is 0\.2, .* must be 0 or 0\.1"):
+        prepare(Config(label_smoothing=0.2), model=network, data=data, devices=ONE)
 
 
 @pytest.mark.parametrize(
     ("name", "penalty", "message"),
     [
-        ("resnet20", Penalty(10.0), r"penalty.orthogonality is 10.0 with model 'resnet20': .*without banks of filters"),
-        ("swrn-16-1-1", Penalty(10.0), "without banks of filters"),
-        ("resnet20-s8u1", Penalty(10.0, ("stage1", "conv.*")), r"'conv\.\*' matches no bank; the banks are \['stage1'.*; or set it to 0"),
+        ("resnet20", Penalty(10.0), r"penalty.orthogonality is 10.0 with model 'resnet20': "),
+        ("swrn-16-1-1", Penalty(10.0), "penalty.orthogonality is 10.0"),
+        ("resnet20-s8u1", Penalty(10.0, ("stage1", "conv.*")), r"'conv\.\*'.*; or set it to 0"),
+        ("resnet20-s8u1", Penalty(recurrence=0.1), "penalty.recurrence is 0.1"),
     ],
 )
-def test_a_penalty_without_its_banks_is_refused_before_anything_is_written(images, tmp_path, name, penalty, message):
+def test_a_penalty_without_its_banks_is_refused_before_anything_is_written(
+    images, tmp_path, name, penalty, message
+):
     with pytest.raises(ConfigError, match=message):
-        train(Config(model=Model(name), penalty=penalty), tmp_path / "run", data=images(32), devices=jax.devices()[:1])
+        train(
+            Config(model=Model(name), penalty=penalty),
+            tmp_path / "run",
+            data=images(32),
+            devices=ONE,
+        )
     assert not (tmp_path / "run").exists()

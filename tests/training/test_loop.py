@@ -1,9 +1,10 @@
-"""The loop in one process: what it reports, what it leaves, and networks and images of one's own."""
+"""The loop in one process: its result, its workdir, and networks and data that are passed in."""
 
 import dataclasses
 import functools
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,61 +12,86 @@ import pytest
 
 from paramshare import FilterBasis, Plan, Rule, share
 from paramshare.training.checkpoint import Checkpoints
-from paramshare.training.config import ConfigError, Data, Penalty
+from paramshare.training.config import ConfigError, Penalty
 from paramshare.training.evaluation import make_evaluate
-from paramshare.training.loop import train
+from paramshare.training.loop import NonFinite, train
 from paramshare.training.metrics import read_metrics
+from paramshare.training.result import Result
 from paramshare.training.run import prepare
 
 ONE = jax.devices()[:1]
 
 
+def lines_of(workdir, kind):
+    return [line for line in read_metrics(workdir / "metrics.jsonl") if line["kind"] == kind]
+
+
 @pytest.fixture(scope="module")
 def finished(config, digits, network, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("loop") / "run"
-    config = dataclasses.replace(config, epochs=15, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.3))
-    return workdir, config, train(config, workdir, model=network, data=digits, devices=ONE, quiet=True)
+    config = dataclasses.replace(
+        config, epochs=15, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.3)
+    )
+    return (
+        workdir,
+        config,
+        train(config, workdir, model=network, data=digits, devices=ONE, quiet=True),
+    )
 
 
 def test_it_learns(finished):
     workdir, _, result = finished
-    losses = [x["loss"] for x in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()) if x["kind"] == "epoch"]
+    losses = [line["loss"] for line in lines_of(workdir, "epoch")]
     assert len(losses) == 15 and losses[-1] < 0.7 * losses[0]
-    assert result["last"]["test"]["accuracy"] > 0.3  # chance is 0.1
+    assert result.last_score > 0.3  # chance is 0.1
 
 
-def test_the_selected_epoch_is_the_first_with_the_highest_validation_accuracy(finished, digits, network):
+def test_an_epochs_line_has_the_means_of_its_steps(finished):
+    workdir, _, _ = finished
+    steps = lines_of(workdir, "train")
+    for line in lines_of(workdir, "epoch"):
+        for name in ("loss", "accuracy"):
+            of_epoch = [step[name] for step in steps if line["step"] - 4 < step["step"]][:4]
+            assert line[name] == pytest.approx(np.mean(of_epoch), rel=1e-12)
+
+
+def test_the_selected_epoch_is_the_first_with_the_highest_validation_score(
+    finished, digits, network
+):
     workdir, config, result = finished
-    lines = [x for x in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()) if x["kind"] == "epoch"]
-    accuracies = [line["validation_accuracy"] for line in lines]
-    assert result["selected"]["epoch"] == 1 + int(np.argmax(accuracies))
+    accuracies = [line["validation_accuracy"] for line in lines_of(workdir, "epoch")]
+    assert result.selected.epoch == 1 + int(np.argmax(accuracies))
+    assert result.selected.validation == max(accuracies)
     run = prepare(config, model=network, data=digits, devices=ONE)
     with Checkpoints(workdir / "best") as best:
         variables, _ = best.restore(jax.eval_shape(run.init).variables)
-    assert make_evaluate(run)(variables, digits.validation)["accuracy"] == max(accuracies)
-    assert make_evaluate(run)(variables, digits.test) == result["selected"]["test"]
+    evaluate = make_evaluate(run)
+    assert evaluate(variables, digits.validation).measures["accuracy"] == max(accuracies)
+    assert evaluate(variables, digits.test) == result.selected.test
 
 
-def test_a_finished_run_only_tells_its_result_again(finished, digits, network):
+def test_a_finished_run_returns_its_stored_result(finished, digits, network):
     workdir, config, result = finished
     before = (workdir / "metrics.jsonl").read_bytes()
     assert train(config, workdir, model=network, data=digits, devices=ONE) == result
     assert (workdir / "metrics.jsonl").read_bytes() == before
+    assert Result.read(workdir / "result.json") == result
 
 
-def test_the_workdir_names_ones_own_network_and_images(finished, config, digits, make_network):
-    workdir, config, result = finished
+def test_the_workdir_names_the_network_and_the_data_that_were_passed_in(finished):
+    workdir, _, result = finished
     stored = json.loads((workdir / "config.json").read_text())
-    assert (stored["model"]["name"], stored["data"]["name"]) == (result["model"], result["data"]) == ("Small", "some digits")
-    with pytest.raises(ConfigError, match="a network of your own decides for itself"):
-        half = dataclasses.replace(config, model=dataclasses.replace(config.model, bfloat16=True))
-        prepare(half, model=make_network(), data=digits, devices=ONE)
+    assert (stored["model"]["name"], stored["data"]["name"]) == ("Small", "some digits")
+    assert (result.model, result.data) == ("Small", "some digits")
 
 
-def test_without_validation_nothing_is_selected(config, digits, network, tmp_path):
-    bare = dataclasses.replace(digits, validation=dataclasses.replace(digits).validation.take(np.arange(0)))
-    result = train(dataclasses.replace(config, epochs=1), tmp_path / "run", model=network, data=bare, devices=ONE, quiet=True)
-    assert result["selected"] is None and not (tmp_path / "run" / "best").exists()
+def test_another_network_or_other_data_are_refused(finished, digits, make_network):
+    workdir, config, _ = finished
+    with pytest.raises(ConfigError, match=r"holds a run of another configuration \(model: "):
+        train(config, workdir, model=make_network(dtype=np.float16), data=digits, devices=ONE)
+    fewer = dataclasses.replace(digits, train=digits.train.take(np.arange(200)))
+    with pytest.raises(ConfigError, match=r"\(train: 256 -> 200\)"):
+        train(config, workdir, model=make_network(), data=fewer, devices=ONE)
 
 
 class Streamed:
@@ -81,61 +107,50 @@ class Streamed:
         return self.source[index]
 
 
-def test_a_set_that_is_streamed_trains_to_the_same_numbers(config, digits, network, tmp_path):
+def test_streamed_data_and_no_validation_give_the_same_numbers(config, digits, network, tmp_path):
+    config = dataclasses.replace(config, epochs=1)
+    bare = dataclasses.replace(digits, validation=digits.validation.take(np.arange(0)))
     streamed = dataclasses.replace(
-        digits, train=Streamed(digits.train), validation=Streamed(digits.validation), test=Streamed(digits.test), in_memory=False
+        digits,
+        train=Streamed(digits.train),
+        validation=Streamed(digits.validation),
+        test=Streamed(digits.test),
     )
     held, read = (
         train(config, tmp_path / name, model=network, data=data, devices=ONE, quiet=True)
-        for name, data in (("held", digits), ("read", streamed))
+        for name, data in (("held", bare), ("read", streamed))
     )
-    assert read["last"] == held["last"]
+    assert read.last == held.last
+    assert read.selected and held.selected is None and not (tmp_path / "held" / "best").exists()
 
 
-def test_a_network_that_cannot_take_the_images_is_named(config, digits, make_network):
-    import flax.linen as nn
-
+def test_a_network_that_does_not_fit_the_data_is_refused(config, digits):
     class Fixed(nn.Module):
-        classes: int = 10
-
         @nn.compact
         def __call__(self, x, train=False):
-            return nn.Dense(self.classes)(x.reshape(x.shape[0], 16))
+            return nn.Dense(10)(x.reshape(x.shape[0], 16))
 
-    with pytest.raises(ConfigError, match=r"model 'Fixed' cannot take images of shape \(8, 8, 1\)"):
+    with pytest.raises(ConfigError, match=r"'Fixed' cannot take inputs of shape \(8, 8, 1\)"):
         prepare(config, model=Fixed(), data=digits, devices=ONE)
 
-    class Few(Fixed):
+    class Few(nn.Module):
+        @nn.compact
         def __call__(self, x, train=False):
             return x.mean((1, 2)) * np.ones((1, 7), np.float32)
 
-    with pytest.raises(ConfigError, match=r"gives \(1, 7\) for one image .* wanted, \(1, 10\)"):
+    with pytest.raises(ConfigError, match=r"'Few' with .*\(7,\); .* needs .*\(10,\)"):
         prepare(config, model=Few(), data=digits, devices=ONE)
 
 
-def test_settings_that_make_no_sense_are_refused(config):
-    for part, change, message in [
-        ("data", {"validation": 1.0}, r"data.validation is 1.0; it must be in \[0, 1\)"),
-        ("schedule", {"milestones": (5, 3)}, r"schedule.milestones is \(5, 3\)"),
-        ("schedule", {"warmup_epochs": 9.0}, "schedule.warmup_epochs is 9.0"),
-        ("optimizer", {"name": "sdg"}, "optimizer.name is 'sdg'; it must be one of sgd, adam, adamw"),
-        ("optimizer", {"momentum": 1.0}, "optimizer.momentum is 1.0"),
-    ]:
-        with pytest.raises(ConfigError, match=message):
-            dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **change)}).check()
-    with pytest.raises(ConfigError, match="mapping is 'vmap'"):
-        dataclasses.replace(config, mapping="vmap").check()
-    with pytest.raises(ConfigError, match="label_smoothing is 1"):
-        dataclasses.replace(config, label_smoothing=1, data=Data()).check()
-
-
 class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
+    """Simulates a kill: nothing catches it."""
 
 
 def test_a_kill_between_the_two_saves_loses_nothing(config, digits, network, tmp_path, monkeypatch):
-    """The best state is on disk before a checkpoint says that it is there."""
-    config = dataclasses.replace(config, epochs=3, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.3))
+    """The best state is on disk before a checkpoint refers to it."""
+    config = dataclasses.replace(
+        config, epochs=3, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.3)
+    )
     whole = train(config, tmp_path / "whole", model=network, data=digits, devices=ONE, quiet=True)
     for point in ("before best", "between", "after both"):
         save, killed = Checkpoints.save, []
@@ -157,64 +172,95 @@ def test_a_kill_between_the_two_saves_loses_nothing(config, digits, network, tmp
         with pytest.raises(Killed):
             train(config, tmp_path / point, model=network, data=digits, devices=ONE, quiet=True)
         monkeypatch.setattr(Checkpoints, "save", save)
-        found = train(config, tmp_path / point, model=network, data=digits, devices=ONE, quiet=True)
-        assert found["selected"] == whole["selected"] and found["last"] == whole["last"]
+        result = train(
+            config, tmp_path / point, model=network, data=digits, devices=ONE, quiet=True
+        )
+        assert result.selected == whole.selected and result.last == whole.last
 
 
-def test_a_workdir_of_another_network_or_other_images_is_refused(finished, digits, make_network):
-    workdir, config, _ = finished
-    with pytest.raises(ConfigError, match=r"holds a run of another configuration \(model: "):
-        train(config, workdir, model=make_network(dtype=np.float16), data=digits, devices=ONE)
-    fewer = dataclasses.replace(digits, train=digits.train.take(np.arange(200)))
-    with pytest.raises(ConfigError, match=r"\(data: 256/64/101 images .* -> 200/64/101 images"):
-        train(config, workdir, model=make_network(), data=fewer, devices=ONE)
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(config, digits, network, tmp_path):
+    wild = dataclasses.replace(config.optimizer, learning_rate=1e30)
+    with pytest.raises(NonFinite, match=r"step \d+: .* was not applied; lower .*") as caught:
+        train(
+            dataclasses.replace(config, optimizer=wild),
+            tmp_path / "run",
+            model=network,
+            data=digits,
+            devices=ONE,
+            quiet=True,
+        )
+    assert caught.value.exit_code == 1
 
 
-def test_networks_that_sow_draw_noise_and_want_train_to_be_said(config, digits, tmp_path):
-    import flax.linen as nn
+class Odd(nn.Module):
+    """Sows, draws noise, counts its calls, and has a `train` without a default."""
 
-    class Odd(nn.Module):
-        activation: object = functools.partial(nn.gelu)  # printed with an address, which differs from process to process
+    # Printed with an address, which differs from process to process.
+    activation: object = functools.partial(nn.gelu)
 
-        @nn.compact
-        def __call__(self, x, train):
-            x = nn.relu(nn.Conv(4, (3, 3))(x)).mean((1, 2))
-            self.sow("losses", "size", (x**2).mean())
-            calls = self.variable("calls", "count", lambda: jnp.zeros((), jnp.int32))
-            if train:
-                x = x + 0.1 * jax.random.normal(self.make_rng("noise"), x.shape)
-                calls.value += 1
-            return nn.Dense(10)(x)
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.relu(nn.Conv(4, (3, 3))(x)).mean((1, 2))
+        self.sow("losses", "size", (x**2).mean())
+        calls = self.variable("calls", "count", lambda: jnp.zeros((), jnp.int32))
+        if train:
+            x = x + 0.1 * jax.random.normal(self.make_rng("noise"), x.shape)
+            calls.value += 1
+        return nn.Dense(10)(x)
 
+
+def test_what_share_measured_does_not_identify_a_network(config, digits, network):
+    facts = prepare(config, model=network, data=digits, devices=ONE).facts
+    bank = network.layout.banks[0]
+    assert bank.sites[0].std
+
+    def changed(**values):
+        sites = tuple(dataclasses.replace(site, **values) for site in bank.sites)
+        banks = (dataclasses.replace(bank, sites=sites),)
+        layout = dataclasses.replace(network.layout, banks=banks)
+        model = network.clone(layout=layout)
+        return prepare(config, model=model, data=digits, devices=ONE).facts
+
+    assert changed(std=bank.sites[0].std * (1 + 1e-6)) == facts
+    assert changed(stack_axis=1) != facts
+
+
+def test_networks_may_sow_draw_noise_and_keep_state(config, digits, tmp_path):
     result = train(config, tmp_path / "run", model=Odd(), data=digits, devices=ONE, quiet=True)
-    assert result["steps"] == 8
+    assert result.steps == 8
     run = prepare(config, model=Odd(), data=digits, devices=ONE)
-    assert (
-        "0x" in repr(Odd()) and run.identity == prepare(config, model=Odd(activation=Odd().activation), data=digits, devices=ONE).identity
-    )
+    again = Odd(activation=Odd().activation)
+    assert "0x" in repr(Odd())
+    assert run.facts == prepare(config, model=again, data=digits, devices=ONE).facts
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         state, _ = checkpoints.restore(jax.eval_shape(run.init))
-    # Counted once a step; what was sown is not kept.
+    # Counted once per step; what was sown is not kept.
     assert set(state.collections) == {"calls"} and int(state.collections["calls"]["count"]) == 8
 
 
-def test_lines_tell_the_penalty_and_the_gradients_of_their_steps(config, digits, make_network, tmp_path):
-    """Means over the steps since the last line, and of the largest gradients the largest."""
-    rules = Plan(Rule("conv[1-3]/kernel", FilterBasis(6, 2), bank="filters"))
-    network = share(make_network(plain=True), rules, jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32))
-    config = dataclasses.replace(config, penalty=Penalty(10.0), gradient_flow=True, batch_size=32, epochs=1)
-    found = {}
+def test_lines_report_penalty_and_gradients_of_their_steps(config, digits, make_network, tmp_path):
+    """Means over the steps since the last line; of the largest gradients the maximum."""
+    rules = Plan(Rule("conv[1-3]/kernel", FilterBasis(6, 2), bank="basis"))
+    network = share(
+        make_network(plain=True), rules, jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+    )
+    config = dataclasses.replace(
+        config, penalty=Penalty(10.0), gradient_flow=True, batch_size=32, epochs=1
+    )
+    logged_lines = {}
     for every in (1, 4):
         workdir = tmp_path / str(every)
-        train(dataclasses.replace(config, log_every=every), workdir, model=network, data=digits, devices=ONE, quiet=True)
-        found[every] = [line for line in read_metrics(workdir / "metrics.jsonl") if line["kind"] == "train"]
-    steps, lines = found[1], found[4]
+        logged = dataclasses.replace(config, log_every=every)
+        train(logged, workdir, model=network, data=digits, devices=ONE, quiet=True)
+        logged_lines[every] = lines_of(workdir, "train")
+    steps, lines = logged_lines[1], logged_lines[4]
     assert [line["step"] for line in lines] == [4, 8]
-    measured = ["loss", "accuracy", "gradient_max/filters", "gradient_mean/filters", "orthogonality"]
+    measured = ["loss", "accuracy", "gradient_max/basis", "gradient_mean/basis", "orthogonality"]
     assert list(lines[0]) == ["kind", "step", *measured, "learning_rate"]
     for line in lines:
         window = steps[line["step"] - 4 : line["step"]]
         for name in measured:
             over = max if name.startswith("gradient_max") else np.mean
-            assert line[name] == pytest.approx(over([step[name] for step in window]), rel=1e-12), name
-    assert len({step["gradient_max/filters"] for step in steps}) == 8
+            expected = over([step[name] for step in window])
+            assert line[name] == pytest.approx(expected, rel=1e-12), name
+    assert len({step["gradient_max/basis"] for step in steps}) == 8

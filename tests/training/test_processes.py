@@ -15,14 +15,16 @@ import pytest
 PROGRAM = """
 import json, sys
 import jax
-process, processes, port, workdir, mapping = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5]
+process, processes, epochs = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[6])
+port, workdir, mapping = sys.argv[3:6]
 if processes > 1:
     jax.distributed.initialize(f"localhost:{port}", processes, process)
 import flax.linen as nn
 from sklearn.datasets import load_digits
 from paramshare import Plan, Rule, Soft, share
+from paramshare.data import from_arrays
+from paramshare.tasks import Augment
 from paramshare.training.config import Config, Optimizer, Schedule
-from paramshare.training.data import Augment, from_arrays
 from paramshare.training.loop import Interrupted, train
 from paramshare.training.state import AXIS
 
@@ -31,66 +33,96 @@ class Small(nn.Module):
     def __call__(self, x, train=False):
         for i in range(3):
             x = nn.Conv(8, (3, 3), use_bias=False, name=f"conv{i}")(x)
-            x = nn.relu(nn.BatchNorm(not train, momentum=0.9, axis_name=None if self.is_initializing() else AXIS)(x))
+            axis_name = None if self.is_initializing() else AXIS
+            x = nn.relu(nn.BatchNorm(not train, momentum=0.9, axis_name=axis_name)(x))
         return nn.Dense(10)(x.mean((1, 2)))
 
-network = share(Small(), Plan(Rule("conv[12]/kernel", Soft(1))), jax.ShapeDtypeStruct((1, 8, 8, 1), "float32"))
-found = load_digits()
-image, label = (found.images * 15).astype("uint8")[..., None], found.target
-data = from_arrays((image[:160], label[:160]), (image[160:231], label[160:231]), validation=0.2)
-epochs = int(sys.argv[6])
-config = Config(augment=Augment(pad_crop=1), epochs=epochs, batch_size=64, log_every=1,
-                optimizer=Optimizer(learning_rate=0.05), schedule=Schedule("cosine"), mapping=mapping)
+x = jax.ShapeDtypeStruct((1, 8, 8, 1), "float32")
+network = share(Small(), Plan(Rule("conv[12]/kernel", Soft(1))), x)
+digits = load_digits()
+image, label = (digits.images * 15).astype("uint8")[..., None], digits.target
+test = (image[160:231], label[160:231])
+data = from_arrays((image[:160], label[:160]), test, validation=0.2)
+config = Config(
+    augment=Augment(pad_crop=1), epochs=epochs, batch_size=64, log_every=1, mapping=mapping,
+    optimizer=Optimizer(learning_rate=0.05), schedule=Schedule("cosine"),
+)
 assert jax.device_count() == 4 and jax.process_count() == processes
 try:
     result = train(config, workdir, model=network, data=data, quiet=True)
-    print(json.dumps(result["last"]["test"]))
+    print(json.dumps(result.last.as_json()))
 except Interrupted as stop:
     print(stop)
 """
 
 
-def start(tmp_path, name: str, mapping: str, processes: int, epochs: int) -> list[subprocess.Popen]:
+def start(place, name: str, mapping: str, processes: int, epochs: int) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     flags = f"--xla_force_host_platform_device_count={4 // processes}"
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
-    arguments = [str(processes), str(port), str(tmp_path / name), mapping, str(epochs)]
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": flags,
+        "JAX_COMPILATION_CACHE_DIR": str(place / "cache"),
+    }
+    arguments = [str(processes), str(port), str(place / name), mapping, str(epochs)]
     return [
-        subprocess.Popen([sys.executable, "-c", PROGRAM, str(i), *arguments], env=env, stdout=-1, stderr=-1, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(i), *arguments],
+            env=env,
+            stdout=-1,
+            stderr=-1,
+            text=True,
+        )
         for i in range(processes)
     ]
 
 
-def run(tmp_path, name: str, mapping: str, processes: int) -> tuple[list[dict], list[float]]:
-    started = start(tmp_path, name, mapping, processes, epochs=2)
-    said = [process.communicate(timeout=300) for process in started]
-    assert all(process.returncode == 0 for process in started), said
-    lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-    return [json.loads(out.splitlines()[-1]) for out, _ in said], [line["loss"] for line in lines if line["kind"] == "train"]
+def run(place, name: str, mapping: str, processes: int) -> tuple[list[dict], list[float]]:
+    started = start(place, name, mapping, processes, epochs=2)
+    outputs = [process.communicate(timeout=300) for process in started]
+    assert all(process.returncode == 0 for process in started), outputs
+    lines = [json.loads(line) for line in (place / name / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(out.splitlines()[-1]) for out, _ in outputs], [
+        line["loss"] for line in lines if line["kind"] == "train"
+    ]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def alone(place):
+    """One process: its evaluation, and the losses of its steps."""
+    (evaluation,), losses = run(place, "one", "pmap", 1)
+    return evaluation, losses
 
 
 @pytest.mark.parametrize("mapping", ["pmap", "shard_map"])
-def test_two_processes_train_as_one(tmp_path, mapping):
-    (alone,), losses = run(tmp_path, "one", mapping, 1)
-    both, spread_losses = run(tmp_path, "two", mapping, 2)
+def test_two_processes_train_as_one(place, alone, mapping):
+    evaluation, losses = alone
+    both, spread_losses = run(place, mapping, mapping, 2)
     assert both[0] == both[1] and both[0]["count"] == 71
     assert len(losses) == 4  # one process wrote each line, once
     np.testing.assert_allclose(spread_losses, losses, rtol=1e-4)
-    np.testing.assert_allclose(both[0]["loss"], alone["loss"], rtol=1e-3)
+    np.testing.assert_allclose(both[0]["loss"], evaluation["loss"], rtol=1e-3)
 
 
-def test_a_signal_to_one_process_stops_both_after_one_same_step(tmp_path):
-    started = start(tmp_path, "two", "pmap", 2, epochs=2000)
-    metrics = tmp_path / "two" / "metrics.jsonl"
+def test_a_signal_to_one_process_stops_both_after_the_same_step(place):
+    started = start(place, "stopped", "pmap", 2, epochs=2000)
+    metrics = place / "stopped" / "metrics.jsonl"
     for _ in range(1200):
         if metrics.exists() and '"step": 4' in metrics.read_text():
             break
         time.sleep(0.1)
     started[1].send_signal(signal.SIGTERM)
-    said = [process.communicate(timeout=120) for process in started]
-    assert all(process.returncode == 0 for process in started), said
-    steps = {re.findall(r"interrupted at step (\d+) of 4000; state saved", out)[0] for out, _ in said}
+    outputs = [process.communicate(timeout=120) for process in started]
+    assert all(process.returncode == 0 for process in started), outputs
+    steps = {
+        re.findall(r"interrupted at step (\d+) of 4000; state saved", out)[0] for out, _ in outputs
+    }
     assert len(steps) == 1
-    assert (tmp_path / "two" / "checkpoints" / steps.pop()).is_dir()
+    assert (place / "stopped" / "checkpoints" / steps.pop()).is_dir()

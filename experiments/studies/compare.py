@@ -1,0 +1,48 @@
+"""Trains several networks with one configuration and several seeds, and writes a table.
+
+    python experiments/studies/compare.py CONFIG --models NAME ... --seeds 0 1 2 --out DIR
+
+Further options override the configuration. A NAME in quotes can carry its own overrides:
+"resnet20-s16u1 --penalty.orthogonality 10". Every run has its own workdir in DIR. The table is
+printed and written to DIR/table.md.
+"""
+
+import shlex
+import sys
+
+import sweep
+
+from paramshare.cli import run_command
+
+
+def main() -> None:
+    """Runs the study that the command line describes."""
+    parser = sweep.parser(__doc__ or "")
+    parser.add_argument("--models", nargs="+", required=True)
+    args, config = sweep.parse(parser)
+    configs = {}
+    for label in args.models:
+        name, *overrides = shlex.split(label)
+        configs[label] = sweep.with_network(config, name, overrides)
+    results = sweep.run(configs, args.seeds, args.out)
+    first = next(iter(results.values()))[0]
+    rows = []
+    for label, runs in results.items():
+        last = [run.last_score for run in runs]
+        selected = [run.selected_score for run in runs if run.selected_score is not None]
+        rows.append(
+            [
+                label,
+                f"{runs[0].counts['trainable']:,}",
+                sweep.mean_and_std(last, first.score.format_spec),
+                sweep.mean_and_std(selected, first.score.format_spec),
+                ", ".join(map(first.score.format, last)),
+            ]
+        )
+    score = f"test {first.score.title}, last epoch, mean of {len(args.seeds)} seeds (std)"
+    head = ["network", "trainable", score, "chosen by validation", "each seed"]
+    sweep.publish(args.out, sweep.table(head, rows), sweep.provenance(first))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,1 +1,0 @@
-"""Looking at shared networks: how alike their layers are, what they cost, pictures."""

@@ -1,0 +1,215 @@
+"""A data set: sources of examples, the task, and the facts that a network needs."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from paramshare.data import order, statistics
+from paramshare.data.error import DataError
+from paramshare.data.sources import ArraySource, Source
+from paramshare.tasks import Classification, Task, TaskError, normalise
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set, divided and ready to be batched.
+
+    Attributes:
+      name: such as "cifar10".
+      train: training examples.
+      validation: examples held out of the training part; may be empty.
+      test: test examples.
+      task: what a network is trained to do.
+      input_shape: shape of one input in a batch, such as (H, W, C).
+      mean: mean of each channel, on the scale of the inputs; None passes inputs on as they are.
+      std: standard deviation of each channel, never 0; None as for `mean`.
+      phases: number of equal, consecutive parts of the training and validation examples: a
+        curriculum, trained on part by part. 1 for none.
+      others: further test sets by name; their inputs may have other heights and widths.
+    """
+
+    name: str
+    train: Source
+    validation: Source
+    test: Source
+    task: Task
+    input_shape: tuple[int, ...]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    phases: int = 1
+    others: Mapping[str, Source] = dataclasses.field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None):
+            raise DataError(f"{self.name}: mean is {self.mean} but std is {self.std}; pass both")
+        for part, source in (("train", self.train), ("validation", self.validation)):
+            if (
+                self.phases < 1
+                or len(source) % self.phases
+                or (self.phases > 1 and not isinstance(source, ArraySource))
+            ):
+                raise DataError(
+                    f"{self.name}: {len(source)} {part} examples ({type(source).__name__}) cannot "
+                    f"be divided into {self.phases} phases; pass an ArraySource whose length is a "
+                    "multiple of the phases"
+                )
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the training examples are arrays; otherwise they are read through grain."""
+        return isinstance(self.train, ArraySource)
+
+    @property
+    def phase_examples(self) -> int:
+        """Training examples of one phase."""
+        return len(self.train) // self.phases
+
+    def of_phase(self, part: Literal["train", "validation"], phase: int) -> Source:
+        """The training or validation examples of a phase, counted from 0."""
+        source: Source = getattr(self, part)
+        if self.phases == 1:
+            return source
+        assert isinstance(source, ArraySource)
+        size = len(source) // self.phases
+        return source.take(np.arange(phase * size, (phase + 1) * size))
+
+    def normalise(self, inputs: jax.Array) -> jax.Array:
+        """Inputs as the network takes them."""
+        return normalise(inputs, self.mean, self.std)
+
+
+def from_arrays(
+    train: tuple[Any, Any],
+    test: tuple[Any, Any],
+    *,
+    validation_data: tuple[Any, Any] | None = None,
+    name: str = "arrays",
+    validation: float = 0.1,
+    seed: int = 0,
+    task: Task | None = None,
+    num_classes: int | None = None,
+    train_examples: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+) -> Dataset:
+    """A data set of arrays.
+
+    Without a task, it is the classification of images: inputs (N, H, W, C) uint8, labels (N,)
+    integers. With a task, inputs (N, ...) are any numbers, and labels any pytree of arrays that the
+    task takes.
+
+    Args:
+      train: input and label.
+      test: input and label, of the same shapes.
+      validation_data: validation examples; None holds some of `train` out.
+      name: the set's name.
+      validation: fraction of `train` that is held out, chosen by `seed`; 0 for none. With
+        `validation_data`, 0 drops it and anything else keeps all of it.
+      seed: 0 <= seed < 2**64.
+      task: what the labels are for; None for classification.
+      num_classes: number of classes; None for the largest label plus one.
+      train_examples: train on this many only, the first of the seed's order; None for all.
+      mean: mean of each channel, on the scale of the inputs. None computes it from the training
+        part of uint8 images, and passes other inputs on as they are.
+      std: standard deviation of each channel; None as for `mean`.
+
+    Raises:
+      DataError: if arrays, labels or sizes do not fit.
+
+    Example:
+      >>> image, label = np.zeros((20, 8, 8, 1), np.uint8), np.arange(20) % 2
+      >>> data = from_arrays((image, label), (image, label), validation=0.25)
+      >>> len(data.train), len(data.validation), len(data.test), data.task.num_classes
+      (15, 5, 20, 2)
+    """
+    parts = {"train": train, "test": test}
+    if validation_data is not None:
+        parts["validation"] = validation_data
+    if task is None:
+        parts = {part: (_images(x), _classes(y)) for part, (x, y) in parts.items()}
+    sources = {part: ArraySource(*arrays) for part, arrays in parts.items()}
+    shape = sources["train"].input.shape[1:]
+    for part, source in sources.items():
+        if source.input.shape[1:] != shape:
+            raise DataError(
+                f"{name}: {part} inputs have shape {source.input.shape[1:]} but train inputs "
+                f"{shape}; resize them"
+            )
+    if not len(sources["test"]):
+        raise DataError(f"{name}: the test part has no examples; pass at least one")
+    if task is None:
+        task = _classification(name, sources, num_classes)
+    elif num_classes is not None:
+        raise DataError(f"{name}: num_classes is {num_classes} beside a task; leave it out")
+    for part, source in sources.items():
+        try:
+            task.check_labels(source.label, shape)
+        except TaskError as error:
+            raise DataError(f"{name}: {part}: {error}") from None
+    chosen, remaining = order.held_out(
+        len(sources["train"]),
+        validation if validation_data is None else 0,
+        seed,
+        train_examples,
+    )
+    training = sources["train"].take(chosen)
+    held_out = (
+        sources["train"].take(remaining)
+        if validation_data is None
+        else sources["validation"].take(np.arange(len(sources["validation"]) if validation else 0))
+    )
+    if (mean is None or std is None) and len(shape) == 3 and training.input.dtype == np.uint8:
+        computed = statistics.mean_and_std(training.input)
+        mean, std = computed[0] if mean is None else mean, computed[1] if std is None else std
+    if mean is not None and std is not None:
+        mean, std = tuple(float(m) for m in mean), tuple(float(s) for s in std)
+        if len(mean) != shape[-1] or len(std) != shape[-1] or not all(s > 0 for s in std):
+            raise DataError(
+                f"{name}: mean is {mean} and std {std}; they must have one number for each of "
+                f"{shape[-1]} channels, std above 0: leave them out to compute them"
+            )
+    return Dataset(name, training, held_out, sources["test"], task, shape, mean, std)
+
+
+def _images(values: Any) -> np.ndarray:
+    image = np.asarray(values)
+    if image.ndim != 4:
+        remedy = "pass image[..., None]" if image.ndim == 3 else "reshape it"
+        raise DataError(f"image has shape {image.shape}; it must be (N, H, W, C): {remedy}")
+    if image.dtype != np.uint8:
+        raise DataError(
+            f"image has dtype {image.dtype}; it must be uint8 from 0 to 255: scale and cast it"
+        )
+    return image
+
+
+def _classes(values: Any) -> np.ndarray:
+    label = np.asarray(values)
+    if label.ndim != 1:
+        raise DataError(f"label has shape {label.shape}; it must be one integer per image, (N,)")
+    if len(label) and not np.issubdtype(label.dtype, np.integer):
+        raise DataError(
+            f"label has dtype {label.dtype}; it must be integers from 0: cast it, or number the "
+            "classes"
+        )
+    if len(label) and (label.min() < 0 or label.max() >= 2**31):
+        raise DataError(
+            f"label runs from {label.min()} to {label.max()}; number the classes from 0"
+        )
+    return label.astype(np.int32)
+
+
+def _classification(
+    name: str, sources: Mapping[str, ArraySource], num_classes: int | None
+) -> Classification:
+    largest = max(int(source.label.max(initial=-1)) for source in sources.values())
+    num_classes = largest + 1 if num_classes is None else num_classes
+    if largest >= num_classes:
+        raise DataError(
+            f"{name}: label {largest} must be below num_classes={num_classes}; pass "
+            f"num_classes={largest + 1} or correct the labels"
+        )
+    return Classification(num_classes)

@@ -1,0 +1,129 @@
+"""A prepared builder of tensorflow-datasets, read as a `Dataset`."""
+
+from typing import Any
+
+import numpy as np
+
+from paramshare.data import order, statistics
+from paramshare.data.crop import CropSource
+from paramshare.data.dataset import Dataset, from_arrays
+from paramshare.data.error import DataError
+from paramshare.data.records import Records
+from paramshare.data.registry import DataConfig
+from paramshare.data.sources import Source, Subset
+from paramshare.data.statistics import Channels
+from paramshare.tasks import Classification
+from paramshare.tasks.config import Count, Fraction, checked_dataclass
+
+MEMORY_LIMIT = 2**30  # bytes of decoded training images that are held in memory
+IMAGE_SIZE = 224
+
+
+@checked_dataclass(DataError)
+class PreparedConfig(DataConfig):
+    """The fields that all prepared sets have."""
+
+    data_dir: str | None = None
+    """Where tensorflow-datasets keeps prepared data; None for ~/tensorflow_datasets."""
+    validation: Fraction = 0.1
+    """Fraction of the training images held out for validation (to choose an epoch); 0 for none."""
+    train_examples: Count | None = None
+    """Train on this many images only; None for all."""
+
+
+def read(
+    builder: Any,
+    config: PreparedConfig,
+    seed: int,
+    *,
+    image_size: int | None = None,
+    splits: tuple[str, str | None, str] | None = None,
+    constants: tuple[Channels, Channels] | None = None,
+) -> Dataset:
+    """Reads a set of images with one class each, into memory if it is small and of one shape.
+
+    Args:
+      builder: a prepared `tfds.core.DatasetBuilder`.
+      config: configuration of the data set. `validation` holds training examples out; a set with
+        validation *and* test examples keeps them (0 leaves the validation examples out).
+        `train_examples` takes the first of the seed's order; the validation part stays the same.
+      seed: chooses the examples that are held out; 0 <= seed < 2**64.
+      image_size: side of the crop, for sets whose images vary in size; None for 224.
+      splits: names of the training, validation (or None) and test splits; None for the usual ones.
+      constants: mean and std of each channel; None to compute them from the training part.
+
+    Returns:
+      The data set. Its test part does not depend on `config` and `seed`.
+
+    Raises:
+      DataError: if the data set does not exist, cannot be read, or an option does not fit it.
+    """
+    name = config.name
+    train_split, validation_split, test_split = splits or _splits(name, builder)
+    train = Records(builder, train_split, name)
+    validation = Records(builder, validation_split, name) if validation_split else None
+    test = Records(builder, test_split, name)
+    shape = train.image_shape
+    fixed = None not in shape
+    if fixed and image_size is not None:
+        raise DataError(
+            f"image_size is {image_size}, but all images of {name!r} have shape {shape}; leave it "
+            "out"
+        )
+    if fixed and len(train) * int(np.prod(np.array(shape, np.int64))) <= MEMORY_LIMIT:
+        return from_arrays(
+            train.arrays(),
+            test.arrays(),
+            validation_data=None if validation is None else validation.arrays(),
+            name=name,
+            validation=config.validation,
+            seed=seed,
+            num_classes=train.num_classes,
+            train_examples=config.train_examples,
+            mean=constants[0] if constants else None,
+            std=constants[1] if constants else None,
+        )
+    if train.num_classes is None:
+        raise DataError(
+            f"the data set {name!r} does not say how many classes it has; choose one whose "
+            "label is a ClassLabel"
+        )
+    size = image_size or IMAGE_SIZE
+
+    def view(source: Source) -> Source:
+        return source if fixed else CropSource(source, size, shape[2])
+
+    chosen, remaining = order.held_out(
+        len(train), config.validation if validation is None else 0, seed, config.train_examples
+    )
+    held_out = (
+        Subset(train, remaining)
+        if validation is None
+        else Subset(validation, np.arange(len(validation) if config.validation else 0))
+    )
+    training = view(Subset(train, chosen))
+    mean, std = constants or statistics.sampled(training)
+    return Dataset(
+        name,
+        training,
+        view(held_out),
+        view(test),
+        Classification(train.num_classes),
+        shape if fixed else (size, size, shape[2]),
+        mean,
+        std,
+    )
+
+
+def _splits(name: str, builder: Any) -> tuple[str, str | None, str]:
+    """The names of the training, validation (or None) and test splits."""
+    # Under tfds.testing.mock_data a builder has no splits.
+    splits = set(builder.info.splits) or {"train", "test"}
+    if {"train", "test"} <= splits:
+        return "train", "validation" if "validation" in splits else None, "test"
+    if {"train", "validation"} <= splits:
+        return "train", None, "validation"
+    raise DataError(
+        f"the data set {name!r} has the splits {', '.join(sorted(splits))}; it must have train and "
+        "test, or train and validation: choose another data set"
+    )

@@ -1,0 +1,126 @@
+"""One split of a prepared builder, as a source."""
+
+from typing import Any
+
+import numpy as np
+
+from paramshare.data.error import DataError, one_line
+from paramshare.data.sources import Example
+
+_CHUNK = 4096  # records read at once: fewer calls, bounded memory
+
+
+class Records:
+    """The examples of a split, read by index from disk.
+
+    Args:
+      builder: a prepared `tfds.core.DatasetBuilder`.
+      split: its name.
+      name: name of the data set, for messages.
+
+    Attributes:
+      image_shape: (H, W, C); H and W are None where images vary in size.
+      num_classes: None where the data set does not say.
+
+    Raises:
+      DataError: if the data set has no image and label, or cannot be read.
+    """
+
+    image_shape: Any
+    num_classes: int | None
+
+    def __init__(self, builder: Any, split: str, name: str) -> None:
+        self.name, self.split, self._folder = name, split, str(builder.data_dir)
+        self.image_shape, self.num_classes = _features(builder.info.features, name)
+        try:
+            self._records = builder.as_data_source(split=split)
+        except NotImplementedError as error:
+            raise DataError(
+                f"the data set {name!r} is stored in {self._folder!r} as "
+                f"{builder.info.file_format.value}, which has no random access; pass another "
+                "data_dir, or convert it to array_record"
+            ) from error
+        except Exception as error:
+            raise DataError(self._damaged(error)) from error
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        try:
+            return self._example(self._records[index])
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(self._damaged(error)) from error
+
+    def __repr__(self) -> str:
+        return f"Records({self.name!r}, {self.split!r})"
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """All images (N, H, W, C) uint8 and labels (N,) int32, for sets of one image shape."""
+        image = np.empty((len(self), *self.image_shape), np.uint8)
+        label = np.empty(len(self), np.int32)
+        for start in range(0, len(self), _CHUNK):
+            places = range(start, min(start + _CHUNK, len(self)))
+            try:
+                records = self._records.__getitems__(list(places))
+                examples = [self._example(record) for record in records]
+            except DataError:
+                raise
+            # One at a time: tfds.testing.mock_data cannot read several, and a damaged record is
+            # reported better.
+            except Exception:
+                examples = [self[place] for place in places]
+            for place, example in zip(places, examples, strict=True):
+                image[place], label[place] = example["input"], example["label"]
+        return image, label
+
+    def _example(self, record: dict) -> Example:
+        # PIL keeps an alpha channel that TensorFlow's decoder drops.
+        image = np.asarray(record["image"])[..., : self.image_shape[2]]
+        label = int(record["label"])
+        if image.ndim != 3 or any(
+            size not in (None, actual)
+            for size, actual in zip(self.image_shape, image.shape, strict=True)
+        ):
+            raise DataError(
+                f"an image of {self.name!r} has shape {image.shape}, but the data set states "
+                f"{self.image_shape}; prepare it again"
+            )
+        if label < 0:
+            raise DataError(
+                f"{self.name!r} has the label {label} in its {self.split} split, which means "
+                f"unlabelled; choose a data set whose {self.split} split is labelled"
+            )
+        return {"input": image, "label": np.int32(label)}
+
+    def _damaged(self, error: Exception) -> str:
+        return (
+            f"the data set {self.name!r} in {self._folder!r} cannot be read ({one_line(error)}); "
+            "delete that folder, then rerun the same command"
+        )
+
+
+def _features(features: Any, name: str) -> tuple[tuple[int | None, ...], int | None]:
+    """Image shape and number of classes of a set of images with one class each."""
+    names = sorted(features) if hasattr(features, "keys") else []
+    if "image" not in names or "label" not in names:
+        raise DataError(
+            f"the data set {name!r} has the features {', '.join(names) or '(none)'}; it must have "
+            "image and label: choose another data set"
+        )
+    image, label = features["image"], features["label"]
+    if len(image.shape or ()) != 3 or image.np_dtype != np.uint8 or image.shape[2] is None:
+        raise DataError(
+            f"images of {name!r} are {np.dtype(image.np_dtype)} of shape {image.shape}; they must "
+            "be uint8 (H, W, C): choose another data set"
+        )
+    if label.shape != () or not np.issubdtype(label.np_dtype, np.integer):
+        raise DataError(
+            f"labels of {name!r} are {np.dtype(label.np_dtype)} of shape {label.shape}; they must "
+            "be one integer each: choose another data set"
+        )
+    height, width, channels = image.shape
+    shape = (height, width, channels) if height and width else (None, None, channels)
+    return shape, getattr(label, "num_classes", None)

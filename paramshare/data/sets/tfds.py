@@ -1,0 +1,83 @@
+"""Image classification sets of tensorflow-datasets: cifar10, mnist, imagenet2012, ..."""
+
+import difflib
+import pathlib
+from typing import Any
+
+from paramshare.data import registry
+from paramshare.data.dataset import Dataset
+from paramshare.data.error import DataError, require
+from paramshare.data.prepared import prepared_builder
+from paramshare.data.reading import PreparedConfig, read
+from paramshare.data.registry import register
+from paramshare.data.statistics import Channels
+from paramshare.tasks.config import Count
+
+# Zagoruyko and Komodakis, "Wide residual networks" (2016): the reference implementation.
+_CIFAR10 = ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
+_CIFAR100 = ((129.3, 124.1, 112.4), (68.2, 65.4, 70.4))
+# torchvision's references, times 255.
+_IMAGENET = ((0.485 * 255, 0.456 * 255, 0.406 * 255), (0.229 * 255, 0.224 * 255, 0.225 * 255))
+# Training, validation and test splits of sets whose names of splits mislead.
+_SPLITS = {"imagenet2012": ("train", None, "validation")}  # its test split has no labels
+
+
+@register(registry.OTHERS)
+class Tfds(PreparedConfig):
+    """A set of tensorflow-datasets with an image and a class label.
+
+    Preparing it needs TensorFlow; reading it does not. A set with validation *and* test examples
+    keeps them. Where there are validation but no labelled test examples, as in imagenet2012, they
+    are the test part, and validation examples are held out of train.
+    """
+
+    name: str
+    """Name in tensorflow-datasets, such as cifar10, cifar100, mnist, svhn_cropped, imagenet2012."""
+    image_size: Count | None = None
+    """Side of the crops, if images vary in size; None for 224."""
+
+    def load(self, seed: int = 0) -> Dataset:
+        """The data set, prepared if it is not yet; the seed chooses the validation images."""
+        tfds = require("tensorflow_datasets", "tensorflow-datasets", f"the data set {self.name!r}")
+        base = self.name.split("/")[0].split(":")[0]
+        self._check_name(tfds, base)
+        builder = prepared_builder(
+            lambda data_dir: tfds.builder(self.name, data_dir=data_dir), self.name, self.data_dir
+        )
+        return read(
+            builder,
+            self,
+            seed,
+            image_size=self.image_size,
+            splits=_SPLITS.get(base),
+            constants=published(base),
+        )
+
+    def _check_name(self, tfds: Any, base: str) -> None:
+        names = sorted({*registry.names(), *tfds.list_builders(with_community_datasets=False)})
+        if base in names:
+            return
+        if base and self.data_dir and (pathlib.Path(self.data_dir).expanduser() / base).is_dir():
+            return
+        close = difflib.get_close_matches(base, names, n=3)
+        remedy = (
+            f"did you mean {', '.join(close)}?"
+            if close
+            else f"choose one of {', '.join(registry.names())}, or a name of tensorflow-datasets "
+            "such as cifar10, cifar100 or mnist"
+        )
+        raise DataError(f"there is no data set {self.name!r}; {remedy}")
+
+
+def published(name: str) -> tuple[Channels, Channels] | None:
+    """The published (mean, std) of a set, on the scale 0 to 255; None where there is none.
+
+    Example:
+      >>> published("cifar10")[0]
+      (125.3, 123.0, 113.9)
+      >>> published("mnist") is None
+      True
+    """
+    if name.startswith("imagenet"):  # imagenet_v2, imagenet_a, ... have the same statistics
+        return _IMAGENET
+    return {"cifar10": _CIFAR10, "cifar100": _CIFAR100}.get(name)

@@ -1,0 +1,22 @@
+"""The base class of the errors that a user can fix."""
+
+from typing import ClassVar
+
+
+class ParamshareError(ValueError):
+    """An error that the user can fix, described in one line.
+
+    The message names the thing, its value, what is allowed and the remedy. The `paramshare` command
+    prints it as it is, without a traceback. Every error class of the library derives from this one
+    and stands in the module that raises it.
+
+    Attributes:
+      exit_code: what the command exits with; 2 means bad input.
+
+    Example:
+      >>> from paramshare.errors import ParamshareError
+      >>> issubclass(ParamshareError, ValueError), ParamshareError.exit_code
+      (True, 2)
+    """
+
+    exit_code: ClassVar[int] = 2

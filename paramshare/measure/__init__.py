@@ -1,0 +1,1 @@
+"""Measurements of a network: layer similarity, similarity over training, cost."""

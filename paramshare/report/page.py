@@ -1,0 +1,207 @@
+"""The report of a run: one HTML page that needs no other file and fetches nothing.
+
+The Python prepares plain data. The HTML, its style and its script are in `templates/`; jinja2
+escapes every value that it puts into them.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+
+from paramshare.errors import ParamshareError
+from paramshare.report.charts import Chart, heat_colours, line_chart
+from paramshare.report.record import Record
+from paramshare.report.similarity_section import similarity_section
+from paramshare.report.tables import Table, cost_tables, folding_tables, layer_strip, sharing_tables
+from paramshare.storage import write_text
+from paramshare.training import config as configs
+
+PAGE = "report.html"
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """A figure at the top of the page, and what it is."""
+
+    figure: str
+    about: str
+
+
+def write_report(record: Record, workdir: str | pathlib.Path) -> pathlib.Path:
+    """Writes `report.html` into a workdir and returns its path.
+
+    Raises:
+      ParamshareError: if it cannot be written.
+    """
+    page = pathlib.Path(workdir) / PAGE
+    try:
+        write_text(page, html_report(record))
+    except OSError as error:
+        raise ParamshareError(
+            f"{page} cannot be written: {error.strerror}; move it away, or check the folder's "
+            "permissions"
+        ) from None
+    return page
+
+
+def html_report(record: Record) -> str:
+    """The report as HTML.
+
+    Example:
+      >>> from paramshare.report.page import html_report
+      >>> from paramshare.report.record import Record
+      >>> from paramshare.training.config import Config, Model
+      >>> text = html_report(Record(Config(Model("wrn-16-1"))))
+      >>> "<h1>wrn-16-1 on digits</h1>" in text, "has not finished" in text
+      (True, True)
+    """
+    snapshots = list(record.snapshots) or ([record.now] if record.now else [])
+    strip, bank_colours = layer_strip(record.cost) if record.cost else ([], [])
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            title=record.title,
+            progress=_progress(record),
+            finished=record.result is not None,
+            cards=_cards(record),
+            notes=record.notes,
+            settings=_settings(record),
+            curves=_curves(record),
+            built=record.cost is not None,
+            layout=record.layout is not None,
+            similarity=similarity_section(record.layout, snapshots) if record.layout else None,
+            colours=heat_colours(),
+            sharing=sharing_tables(record.layout) if record.layout else [],
+            strip=strip,
+            bank_colours=bank_colours,
+            cost=cost_tables(record.cost) if record.cost else [],
+            folding=folding_tables(record.foldings) if record.foldings else [],
+        )
+    )
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("paramshare.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _progress(record: Record) -> str:
+    if record.result is None:
+        done = record.epochs[-1]["epoch"] if record.epochs else 0
+        return f"This run has not finished: {done} of {record.config.epochs} epochs."
+    result = record.result
+    return f"{result.epochs} epochs, {result.steps:,} steps, on {result.devices}"
+
+
+def _cards(record: Record) -> list[Card]:
+    result, score, cards = record.result, record.score, []
+    if result:
+        name, count = result.score.title, f"{result.last.count:,} examples"
+        figure = result.score.format(result.last_score)
+        cards.append(Card(figure, f"test {name} after the last epoch, {count}"))
+        if result.selected and result.selected_score is not None:
+            figure = result.score.format(result.selected_score)
+            about = f"test {name} at epoch {result.selected.epoch}, selected by validation"
+            cards.append(Card(figure, about))
+    elif score:
+        points = _points(record, f"validation_{score.name}")
+        if points:
+            epoch, value = points[-1]
+            about = f"validation {score.title} after epoch {epoch}"
+            cards.append(Card(score.format(value), about))
+    counts = result.counts if result else record.cost.counts if record.cost else {}
+    if "trainable" in counts:
+        share, plain = "", record.layout.plain if record.layout else 0
+        if plain:
+            share = f", {counts['trainable'] / plain:.1%} of {plain:,} without sharing"
+        cards.append(Card(f"{counts['trainable']:,}", f"trainable parameters{share}"))
+    if result and result.images_per_second:
+        cards.append(Card(f"{result.images_per_second:,.0f}", "training examples per second"))
+    if result:
+        cards.append(Card(duration(result.seconds), "total time"))
+    return cards
+
+
+def _curves(record: Record) -> list[Chart]:
+    if not record.epochs:
+        return []
+    charts = [line_chart(_series(record, "loss"), name="loss", title="Loss", log=True)]
+    score = record.score
+    if score:
+        levels = {"test, after the last epoch": record.result.last_score} if record.result else {}
+        charts.append(
+            line_chart(
+                _series(record, score.name),
+                name="score",
+                title=score.title[:1].upper() + score.title[1:],
+                tick=lambda value: short_percent(score.format(value)),
+                levels=levels,
+            )
+        )
+    return charts
+
+
+def _series(record: Record, name: str) -> dict[str, list[tuple[Any, Any]]]:
+    return {
+        "training": _points(record, name),
+        "validation": _points(record, f"validation_{name}"),
+    }
+
+
+def _points(record: Record, name: str) -> list[tuple[int, Any]]:
+    return [(line["epoch"], line[name]) for line in record.epochs if _is_number(line.get(name))]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _settings(record: Record) -> Table:
+    """The configuration, nested fields with dots in their names."""
+
+    def flat(value: Any, name: str) -> list[tuple[str, str]]:
+        if isinstance(value, Mapping):
+            prefix = f"{name}." if name else ""
+            return [row for key, part in value.items() for row in flat(part, f"{prefix}{key}")]
+        text = ", ".join(map(str, value)) or "-" if isinstance(value, list) else str(value)
+        return [(name, text)]
+
+    rows = flat(json.loads(configs.to_json(record.config)), "")
+    return Table(("setting", "value"), rows, summary="Configuration")
+
+
+def short_percent(text: str) -> str:
+    """Whole percentages without decimals; other text as it is.
+
+    Example:
+      >>> from paramshare.report.page import short_percent
+      >>> short_percent("50.00%"), short_percent("12.50%"), short_percent("0.005")
+      ('50%', '12.50%', '0.005')
+    """
+    return text.removesuffix(".00%") + "%" if text.endswith(".00%") else text
+
+
+def duration(seconds: float) -> str:
+    """A duration in seconds, minutes or hours.
+
+    Example:
+      >>> from paramshare.report.page import duration
+      >>> duration(12), duration(150), duration(9000)
+      ('12 s', '2.5 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    amount, unit = (seconds / 60, "min") if seconds < 7200 else (seconds / 3600, "h")
+    return f"{amount:.0f} {unit}" if amount >= 10 else f"{round(amount, 1):g} {unit}"

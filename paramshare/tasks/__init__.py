@@ -1,0 +1,25 @@
+"""Tasks: what networks are trained to do. Labels, augmentation, losses, measures; one per file."""
+
+try:
+    import pydantic  # noqa: F401
+except ModuleNotFoundError as error:
+    # `import paramshare` needs no pydantic; all from here on belongs to the extra "train".
+    raise ModuleNotFoundError(
+        f'{error.name} is not installed; run `pip install "paramshare[train]"`', name=error.name
+    ) from None
+
+from paramshare.tasks.augment import Augment, AugmentError, normalise
+from paramshare.tasks.classification import Classification
+from paramshare.tasks.paths import Paths
+from paramshare.tasks.task import Measure, Task, TaskError
+
+__all__ = [
+    "Augment",
+    "AugmentError",
+    "Classification",
+    "Measure",
+    "Paths",
+    "Task",
+    "TaskError",
+    "normalise",
+]

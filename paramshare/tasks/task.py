@@ -1,0 +1,232 @@
+"""The base class of tasks: labels, augmentation, losses and measures, in one place each."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pydantic
+
+from paramshare.errors import ParamshareError
+from paramshare.tasks.augment import Augment, augment_images, normalise
+
+
+class TaskError(ParamshareError):
+    """Labels, outputs or options that do not fit the task."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A measure of a task: its name and display format.
+
+    Example:
+      >>> Measure("accuracy", "accuracy", "acc").format(0.9925)
+      '99.25%'
+    """
+
+    name: str
+    """Key in the result of `Task.reduce`."""
+    title: str
+    """Label in text, tables and charts."""
+    short: str
+    """Label in the progress bar."""
+    fraction_of_examples: bool = False
+    """Whether it is a fraction of the examples, so that value times count is a whole number."""
+    format_spec: str = ".2%"
+    """How a value is printed, as in `format(value, format_spec)`."""
+
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")  # where it is read from a file
+
+    def format(self, value: float) -> str:
+        """The value as text."""
+        return format(value, self.format_spec)
+
+
+class Task:
+    """What a network is trained to do. Subclasses are frozen dataclasses and so hashable.
+
+    Labels and outputs are pytrees of arrays with the batch first. Ragged labels are padded to one
+    shape, with a mask.
+    """
+
+    name: ClassVar[str]
+    """Such as "classification"."""
+    measures: ClassVar[tuple[Measure, ...]]
+    """The measures that `reduce` returns, in order. The first one is the score."""
+    outputs_per_input: ClassVar[str]
+    """What a network must give for one input, such as "one output per class"; for errors."""
+
+    @property
+    def score(self) -> Measure:
+        """The measure that ranks epochs and runs; higher is better."""
+        return self.measures[0]
+
+    def label_spec(self, input_shape: tuple[int, ...]) -> Any:
+        """Shapes and dtypes of the label of one input: a pytree of `jax.ShapeDtypeStruct`."""
+        raise NotImplementedError
+
+    def output_spec(self, input_shape: tuple[int, ...]) -> Any:
+        """Shapes of a network's outputs for one input: a pytree of `jax.ShapeDtypeStruct`."""
+        raise NotImplementedError
+
+    def network_options(self) -> dict[str, Any]:
+        """Options of `paramshare.create_model` that follow from the task."""
+        return {}
+
+    def with_label_smoothing(self, smoothing: float) -> "Task":
+        """The same task with smoothed labels in training.
+
+        Raises:
+          TaskError: if the task has no label smoothing and `smoothing` is not 0.
+        """
+        if smoothing == 0:
+            return self
+        raise TaskError(
+            f"label_smoothing is {smoothing}, but the task {self.name!r} does not support label "
+            "smoothing; set it to 0"
+        )
+
+    def losses(self, outputs: Any, labels: Any, *, train: bool) -> dict[str, jax.Array]:
+        """The losses of each example by name, (B,) float32 each; training minimises their sum.
+
+        Args:
+          outputs: the network's outputs.
+          labels: the batch's labels.
+          train: whether for training; label smoothing is omitted otherwise.
+        """
+        raise NotImplementedError
+
+    def batch_measures(self, outputs: Any, labels: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Per-example numerators and denominators of the measures shown for a training batch, by
+        name.
+
+        The measure of a batch is the sum of the (B,) numerators over the sum of the denominators.
+        Measures that are not such ratios are omitted.
+        """
+        del outputs, labels
+        return {}
+
+    def statistics(self, outputs: Any, inputs: jax.Array, labels: Any) -> Any:
+        """Per-example statistics collected during evaluation, for `reduce`.
+
+        Args:
+          outputs: the network's outputs.
+          inputs: the raw inputs of the batch, as loaded.
+          labels: the batch's labels.
+
+        Returns:
+          A pytree of (B, ...) arrays.
+        """
+        raise NotImplementedError
+
+    def reduce(self, statistics: Any) -> dict[str, float]:
+        """All measures over a whole data set, on the host.
+
+        Args:
+          statistics: as `statistics` returns them, concatenated: (N, ...) NumPy arrays, N >= 1, in
+            the order of the examples.
+
+        Returns:
+          The values of `measures`, by name.
+        """
+        raise NotImplementedError
+
+    def check_augment(self, config: Augment, input_shape: tuple[int, ...]) -> None:
+        """Checks that `config` can be applied to inputs of this shape.
+
+        Raises:
+          AugmentError: if it cannot.
+        """
+        config.check(input_shape)
+
+    def augment(
+        self,
+        key: jax.Array,
+        inputs: jax.Array,
+        labels: Any,
+        config: Augment,
+        mean: tuple[float, ...] | None,
+        std: tuple[float, ...] | None,
+        *,
+        first: int | jax.Array = 0,
+    ) -> tuple[jax.Array, Any]:
+        """Augments and normalises a training batch. By default, labels stay as they are.
+
+        Args:
+          key: PRNG key of the global batch.
+          inputs: (B, ...), as loaded.
+          labels: the batch's labels.
+          config: the augmentation.
+          mean: mean of each channel; None for inputs that are not normalised.
+          std: standard deviation of each channel; None as for `mean`.
+          first: position of this part's first example in the global batch.
+
+        Returns:
+          Inputs as the network takes them, and labels.
+        """
+        if config == Augment():
+            return normalise(inputs, mean, std), labels
+        return augment_images(key, inputs, config, mean, std, first=first), labels
+
+    def check_outputs(self, outputs: Any, input_shape: tuple[int, ...]) -> None:
+        """Checks the shapes of a network's outputs.
+
+        Args:
+          outputs: the outputs for a batch; arrays or `jax.ShapeDtypeStruct`s.
+          input_shape: shape of one input.
+
+        Raises:
+          TaskError: if they differ from `output_spec`, with the batch first.
+        """
+        spec = self.output_spec(input_shape)
+        expected, actual = _shapes(spec, batched=False), _shapes(outputs, batched=True)
+        if expected != actual:
+            raise TaskError(
+                f"the outputs for one input have shape {_text(actual)}; the task {self.name!r} "
+                f"needs {self.outputs_per_input}, shape {_text(expected)}"
+            )
+
+    def check_labels(self, labels: Any, input_shape: tuple[int, ...]) -> None:
+        """Checks the shapes and the kinds (integer, float, bool) of labels.
+
+        Args:
+          labels: labels of any number of inputs; arrays with that number first.
+          input_shape: shape of one input.
+
+        Raises:
+          TaskError: if they differ from `label_spec`.
+        """
+        spec = self.label_spec(input_shape)
+        expected = _shapes(spec, batched=False, kinds=True)
+        actual = _shapes(labels, batched=True, kinds=True)
+        if expected != actual:
+            raise TaskError(
+                f"the label of one input is {_text(actual)}; the task {self.name!r} needs "
+                f"{_text(expected)}"
+            )
+
+
+_KINDS = {"i": "integer", "u": "integer", "f": "float", "b": "bool"}
+
+
+def _shapes(tree: Any, *, batched: bool, kinds: bool = False) -> dict[str, tuple[Any, ...]]:
+    """The shape of each leaf by its path, without the batch; with `kinds`, also its kind."""
+    return {
+        jax.tree_util.keystr(path): (
+            tuple(leaf.shape[1:] if batched else leaf.shape),
+            *([_KINDS.get(_kind(leaf.dtype), str(leaf.dtype))] if kinds else []),
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _kind(dtype: Any) -> str:
+    return "f" if jnp.issubdtype(dtype, jnp.floating) else np.dtype(dtype).kind  # bfloat16 too
+
+
+def _text(shapes: dict[str, tuple[Any, ...]]) -> str:
+    texts = {path: " ".join(map(str, parts)) for path, parts in shapes.items()}
+    if list(texts) == [""]:
+        return texts[""]
+    return ", ".join(f"{path} {text}" for path, text in texts.items()) or "(nothing)"

@@ -1,0 +1,204 @@
+"""The result of a run (`result.json`) and the facts that identify it (`identity.json`), typed."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Annotated, Any, Self
+
+import pydantic
+from pydantic.dataclasses import dataclass
+
+from paramshare.storage import read_json, write_text
+from paramshare.tasks import Measure
+from paramshare.training.checkpoint import CheckpointError
+
+# JSON has no NaN and no infinity; they are written as strings, which `Number` reads back.
+FORMAT = pydantic.ConfigDict(ser_json_inf_nan="strings", extra="forbid")
+
+
+def _not_finite(value: Any) -> Any:
+    return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
+
+
+Number = Annotated[float, pydantic.BeforeValidator(_not_finite)]
+"""A float that may be NaN or infinite."""
+
+
+class _Stored:
+    """Writes a dataclass as JSON and reads it back with its types checked."""
+
+    @classmethod
+    def read(cls, path: str | pathlib.Path) -> Self:
+        """Reads what `write` wrote.
+
+        Raises:
+          CheckpointError: if the file cannot be read, or a field is missing, unknown or of another
+            type.
+        """
+        path = pathlib.Path(path)
+        value = read_json(path, CheckpointError)
+        try:
+            # As JSON, which has no tuples: in Python a list would be refused.
+            return pydantic.TypeAdapter(cls).validate_json(json.dumps(value), strict=True)
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            reason = f"{field}: {first['msg']}" if field else first["msg"]
+            raise CheckpointError(
+                f"{path} is damaged ({reason}); "
+                "remove it and rerun the same command to write it again"
+            ) from None
+
+    def write(self, path: str | pathlib.Path) -> None:
+        """Writes the JSON beside the file and renames it.
+
+        Raises:
+          CheckpointError: if the file cannot be written.
+        """
+        text = pydantic.TypeAdapter(type(self)).dump_json(self, indent=2).decode()
+        try:
+            write_text(pathlib.Path(path), text + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} cannot be written: {error.strerror}; check the folder's permissions "
+                "and the space left on the disk"
+            ) from None
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values, for `json.dumps`."""
+        return json.loads(pydantic.TypeAdapter(type(self)).dump_json(self))
+
+
+@dataclass(frozen=True, config=FORMAT)
+class Evaluation(_Stored):
+    """What evaluation measured on a set of examples."""
+
+    loss: Number
+    """Mean over the examples of the sum of all losses."""
+    count: int
+    """Number of examples."""
+    measures: dict[str, Number]
+    """The task's measures over the whole set, by name."""
+    losses: dict[str, Number] = dataclasses.field(default_factory=dict)
+    """Mean of each loss over the examples, by name."""
+
+    def describe(self, measure: Measure) -> str:
+        """A measure as text, with the number of examples.
+
+        Example:
+          >>> from paramshare.tasks import Measure
+          >>> from paramshare.training.result import Evaluation
+          >>> accuracy = Measure("accuracy", "accuracy", "acc", fraction_of_examples=True)
+          >>> Evaluation(0.1, 355, {"accuracy": 352 / 355}).describe(accuracy)
+          '99.15% (352 of 355 examples)'
+        """
+        value, count = self.measures[measure.name], self.count
+        whole = measure.fraction_of_examples and math.isfinite(value)
+        of = f"{round(value * count)} of {count}" if whole else str(count)
+        return f"{measure.format(value)} ({of} examples)"
+
+
+@dataclass(frozen=True, config=FORMAT)
+class Selected(_Stored):
+    """The epoch with the highest validation score."""
+
+    epoch: int
+    """Counted from 1."""
+    validation: Number
+    """The score on the validation set after that epoch."""
+    test: Evaluation
+    """On the test set, with the parameters of that epoch."""
+
+
+@dataclass(frozen=True, config=FORMAT)
+class Result(_Stored):
+    """The result of a finished run, stored as `result.json`.
+
+    Example:
+      >>> from paramshare.tasks import Measure
+      >>> from paramshare.training.result import Evaluation, Result
+      >>> score = Measure("accuracy", "accuracy", "acc", fraction_of_examples=True)
+      >>> last = Evaluation(0.1, 355, {"accuracy": 352 / 355})
+      >>> result = Result("swrn-16-1-1", "digits", {"trainable": 100}, 1, 2, score, last)
+      >>> result.last.measures[result.score.name] == result.last_score
+      True
+    """
+
+    model: str
+    """Name of the network."""
+    data: str
+    """Name of the data set."""
+    counts: dict[str, int]
+    """Parameters: banks, coefficients, private, and trainable, the sum of all."""
+    epochs: int
+    """Epochs trained."""
+    steps: int
+    """Updates made."""
+    score: Measure
+    """The task's score."""
+    last: Evaluation
+    """On the test set, with the parameters of the last epoch."""
+    others: dict[str, Evaluation] = dataclasses.field(default_factory=dict)
+    """On the data set's further test sets, by name, with the parameters of the last epoch."""
+    selected: Selected | None = None
+    """The epoch with the highest validation score; None without validation."""
+    seconds: float = 0.0
+    """Wall time of the whole run, over all its parts if it was resumed."""
+    images_per_second: float | None = None
+    """Training speed, without compilation, validation and saving; None if no step was timed."""
+    devices: str = ""
+    """Number and kind of the devices."""
+    jax: str = ""
+    """Version of jax."""
+
+    def __post_init__(self) -> None:
+        tests = [self.last, *self.others.values(), *([self.selected.test] if self.selected else [])]
+        for test in tests:
+            if self.score.name not in test.measures:
+                raise ValueError(f"score {self.score.name!r} is none of {sorted(test.measures)}")
+
+    @property
+    def last_score(self) -> float:
+        """The test score after the last epoch."""
+        return self.last.measures[self.score.name]
+
+    @property
+    def selected_score(self) -> float | None:
+        """The test score of the selected epoch; None without validation."""
+        return self.selected.test.measures[self.score.name] if self.selected else None
+
+
+@dataclass(frozen=True, config=FORMAT)
+class RunFacts(_Stored):
+    """What identifies a run beside its configuration, stored as `identity.json`.
+
+    A run is resumed only if its facts are those of the workdir. They also let other commands build
+    the network without loading the data set.
+    """
+
+    model: str
+    """Digest of the network's description."""
+    train: int
+    """Number of training examples."""
+    validation: int
+    """Number of validation examples."""
+    test: int
+    """Number of test examples."""
+    input_shape: tuple[int, ...]
+    """Shape of one input."""
+    network_options: dict[str, Any]
+    """Options of `create_model` that follow from the data set's task, such as num_classes."""
+    task: str
+    """Name of the task."""
+    score: Measure
+    """The task's score."""
+
+    def differences(self, stored: "RunFacts") -> list[str]:
+        """The fields that differ, as "field: stored value -> this value"."""
+        before, after = stored.as_json(), self.as_json()  # a tuple is read back as a list
+        return [
+            f"{name}: {before[name]} -> {after[name]}"
+            for name in after
+            if before[name] != after[name]
+        ]

@@ -1,0 +1,100 @@
+"""One tiny run for all tests of the command; whoever changes it takes a copy."""
+
+import contextlib
+import pathlib
+import shutil
+from collections.abc import Callable
+
+import jax
+import pytest
+
+from paramshare.cli import main
+from paramshare.training.derive import load_run
+
+CONFIG = """
+from paramshare.data import Digits
+from paramshare.training.config import Config, Model, Penalty
+
+config = Config(
+    model=Model("swrn-16-1-2"),
+    data=Digits(train_examples=64),
+    penalty=Penalty(recurrence=0.01),
+    epochs=2,
+    batch_size=28,
+)
+"""
+
+
+@contextlib.contextmanager
+def lenient_and_quick():
+    # optax's schedules multiply integer steps with floats.
+    with jax.numpy_dtype_promotion("standard"):
+        # Programs that run for a few steps are not worth their optimisation.
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _lenient_and_quick():
+    with lenient_and_quick():
+        yield
+
+
+@pytest.fixture(scope="session")
+def config_file(tmp_path_factory) -> str:
+    """A configuration: two epochs of two steps; two layers on two templates in each stage."""
+    path = tmp_path_factory.mktemp("config") / "config.py"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, config_file) -> pathlib.Path:
+    """The workdir of a finished run of `config_file`; not to be changed."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    with lenient_and_quick():
+        assert main(["train", config_file, "--workdir", str(workdir)]) == 0
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def loaded(trained):
+    """The run of `trained`, its variables and their step."""
+    return load_run(trained)
+
+
+@pytest.fixture
+def workdir(trained, tmp_path) -> pathlib.Path:
+    """A copy of the finished run."""
+    return pathlib.Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture
+def command(capsys) -> Callable[..., str]:
+    """A function that runs a command and returns what it prints."""
+
+    def run(*args) -> str:
+        capsys.readouterr()
+        code = main([str(arg) for arg in args])
+        captured = capsys.readouterr()
+        assert code == 0, captured.err
+        return captured.out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys) -> Callable[..., str]:
+    """A function that runs a command with bad input: one line on stderr, exit code 2."""
+
+    def run(*args) -> str:
+        capsys.readouterr()
+        code = main([str(arg) for arg in args])
+        captured = capsys.readouterr()
+        assert code == 2, captured
+        assert captured.err.count("\n") == 1 and captured.err.startswith("paramshare: ")
+        assert "Traceback" not in captured.err and not captured.out
+        return captured.err
+
+    return run

@@ -1,0 +1,81 @@
+"""`paramshare models`, `summary`, `--version`, and how errors become exit codes."""
+
+import importlib
+import json
+
+import pytest
+
+import paramshare
+from paramshare.cli import main, run_command
+from paramshare.errors import ParamshareError
+from paramshare.training.loop import Interrupted, NonFinite
+
+
+class OwnError(ParamshareError):
+    """An error class that no list names."""
+
+
+def fail(error: BaseException):
+    def run():
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OwnError("two\nlines"), 2),
+        (NonFinite("the loss"), 1),
+        (Interrupted("saved", 15), 143),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=lambda value: str(value),
+)
+def test_errors_become_one_line_and_an_exit_code(capsys, error, code):
+    assert run_command(fail(error)) == code
+    printed = capsys.readouterr().err
+    assert printed.startswith("paramshare: ") and printed.count("\n") == 1
+
+
+def test_our_own_mistakes_are_raised():
+    with pytest.raises(KeyError):
+        run_command(fail(KeyError("a")))
+    with pytest.raises(ModuleNotFoundError):
+        run_command(lambda: importlib.import_module("paramshare.no_such_module") and 0)
+
+
+def test_a_missing_dependency_names_the_extra(capsys):
+    assert run_command(lambda: importlib.import_module("no_such_module") and 0) == 2
+    printed = capsys.readouterr().err
+    assert 'no_such_module is not installed; run: pip install "paramshare[train]"' in printed
+
+
+def test_models_and_summary(command):
+    assert "swrn-28-10-2" in command("models", "swrn-28-*")
+    printed = command("summary", "swrn-28-10-2")
+    assert "17,125,630" in printed and "Soft(templates=2)" in printed
+    summary = json.loads(command("summary", "swrn-28-10-2", "--num-classes", 100, "--json"))
+    assert summary["counts"]["trainable"] == 17_183_320
+
+
+def test_a_summary_of_a_run_needs_no_data_set(command, refused, trained, loaded, monkeypatch):
+    data = type(loaded[0].config.data)
+    monkeypatch.setattr(data, "load", lambda *args: pytest.fail("the data set is loaded"))
+    counts = json.loads(command("summary", trained, "--json"))["counts"]
+    assert counts["trainable"] == loaded[0].model.layout.trainable
+    assert "leave out --stem" in refused("summary", trained, "--stem", "cifar")
+
+
+def test_bad_arguments(refused):
+    assert "invalid choice: 'trian'" in refused("trian")
+    assert "COMMAND" in refused()
+    assert "unrecognised argument '--jsn'" in refused("summary", "wrn-16-1", "--jsn")
+    assert "no model matches 'x*'" in refused("models", "x*")
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"paramshare {paramshare.__version__}\n"

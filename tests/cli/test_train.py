@@ -1,0 +1,220 @@
+"""`paramshare train`: what it prints and stores, and how it refuses bad input."""
+
+import importlib
+import importlib.util
+import json
+import runpy
+import shutil
+import sys
+
+import jax
+import pytest
+
+from paramshare.cli import run_command
+from paramshare.training.result import Result
+from paramshare.training.run import prepare
+from paramshare.training.workdir import claim, stored_config
+
+# One case for each class of error, and for each place that raises.
+BAD = {
+    "model": (["--model.name", "wrm-28-10"], "nearest: wrn-28-10"),
+    "scheme": (["--model.name", "swrn-28-10-0"], "Soft(templates=0)"),
+    "data set": (["--data.name", "digitz"], "digitz"),
+    "data set's option": (["--data.name", "idx"], "path"),
+    "class count": (["--model.num-classes", "7"], "num_classes is 7"),
+    "devices": (["--batch-size", "30"], "batch_size is 30"),
+    "batch size": (["--batch-size", "128"], "batch_size is 128"),
+    "range": (
+        ["--optimizer.learning-rate", "nan"],
+        "learning_rate must be a finite number, got nan",
+    ),
+    "type": (["--epochs", "many"], "--epochs: invalid int value: 'many'"),
+    "choice": (["--schedule.name", "stairs"], "--schedule.name: invalid choice: 'stairs'"),
+    "option": (["--optimizer.learningrate", "1"], "nearest: --optimizer.learning-rate"),
+    "augmentation": (["--augment.pad-crop", "9"], "pad_crop"),
+    "cluster": (["--distributed"], "--distributed finds no cluster"),
+    "seeds": (["--seeds", "0", "1", "--seed", "7"], "--seeds 0 1 and --seed 7"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_refused_before_anything_is_written(
+    refused, tmp_path, config_file, options, message
+):
+    workdir = tmp_path / "workdir"
+    assert message in refused("train", config_file, "--workdir", workdir, *options)
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("config = 3", "must set `config`"),
+        ("import no_such_module", "ModuleNotFoundError"),
+        ("from paramshare.training.config import *\nconfig = Config(epochs='3')", "epochs must be"),
+    ],
+)
+def test_a_configuration_file_that_fails(refused, tmp_path, text, message):
+    (tmp_path / "bad.py").write_text(text)
+    error = refused("train", tmp_path / "bad.py", "--workdir", tmp_path / "w")
+    assert message in error and "bad.py" in error
+
+
+def test_missing_arguments(refused, tmp_path, config_file):
+    assert "no configuration file 'none.py'" in refused("train", "none.py", "--workdir", "w")
+    assert "train needs a configuration" in refused("train")
+    assert "train needs --workdir" in refused("train", config_file)
+    assert "holds no run" in refused("eval", tmp_path)
+
+
+def test_tensorboard_needs_tensorboardx(refused, tmp_path, config_file, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *args: None if name == "tensorboardX" else find_spec(name, *args),
+    )
+    workdir = tmp_path / "w"
+    assert "pip install" in refused("train", config_file, "--workdir", workdir, "--tensorboard")
+    assert not workdir.exists()
+
+
+def test_training_stores_result_and_pictures(trained):
+    result = Result.read(trained / "result.json")
+    assert (result.epochs, result.steps, result.last.count) == (2, 4, 355)
+    assert result.selected is not None and result.selected.epoch in (1, 2)
+    for name in ("learning_curves.png", "similarity.png", "similarity_over_training.png"):
+        assert (trained / name).read_bytes()[:4] == b"\x89PNG"
+    page = (trained / "report.html").read_text()
+    assert result.score.format(result.last_score) in page and 'id="snapshots"' in page
+    assert f"{result.counts['trainable']:,}" in page and "has not finished" not in page
+
+
+def test_a_finished_run_prints_its_result_again(command, config_file, workdir):
+    (workdir / "metrics.jsonl").unlink()  # not needed for the result
+    printed = command("train", config_file, "--workdir", workdir)
+    result = Result.read(workdir / "result.json")
+    correct = round(355 * result.last_score)
+    assert f"test accuracy  {result.last_score:.2%} ({correct} of 355 examples)" in printed
+    assert f"{result.counts['trainable']:,} trainable" in printed
+    assert "selected by validation" in printed and "report.html" in printed
+
+
+def test_eval_measures_what_training_reported(command, trained):
+    """The epoch selected by validation; `test_derive.py` has the last one."""
+    printed = json.loads(command("eval", trained, "--checkpoint", "best"))
+    selected = Result.read(trained / "result.json").selected
+    assert selected is not None and printed["step"] == 2 * selected.epoch
+    assert printed["measures"] == selected.test.measures and printed["count"] == 355
+    assert printed["loss"] == pytest.approx(selected.test.loss, rel=1e-6)
+
+
+def test_eval_of_an_empty_split(refused, workdir):
+    text = (workdir / "config.json").read_text()
+    (workdir / "config.json").write_text(text.replace('"validation": 0.1', '"validation": 0.0'))
+    assert "no validation examples" in refused("eval", workdir, "--split", "validation")
+
+
+def test_several_seeds_are_trained_together(command, tmp_path, trained, config_file, monkeypatch):
+    """Each seed in its own folder; `fit_together` itself has its own tests."""
+    from paramshare.cli import train
+    from paramshare.training import loop
+
+    calls, result = [], Result.read(trained / "result.json")
+
+    def fit_together(runs, workdirs):
+        calls.append([(run.config.seed, workdir) for run, workdir in zip(runs, workdirs)])  # noqa: B905
+        return [result] * len(runs)
+
+    monkeypatch.setattr(loop, "fit_together", fit_together)
+    monkeypatch.setattr(train, "report", lambda run, workdir, result: print(workdir))
+    printed = command("train", config_file, "--workdir", tmp_path, "--seeds", 0, 1)
+    assert calls == [[(0, tmp_path / "seed0"), (1, tmp_path / "seed1")]]
+    assert printed == f"{tmp_path / 'seed0'}\n{tmp_path / 'seed1'}\n"
+
+
+def test_every_process_reads_the_run_that_the_first_one_reports(
+    monkeypatch, loaded, trained, capsys
+):
+    """Restoring a checkpoint waits for all processes."""
+    from paramshare.cli import train
+    from paramshare.report import record
+
+    read = []
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(record, "read_run", lambda workdir, model: read.append(workdir))
+    train.report(loaded[0], trained, Result.read(trained / "result.json"))
+    assert read == [trained] and not capsys.readouterr().out
+
+
+def test_only_modules_of_the_extra_are_blamed_on_it(capsys):
+    def fail(name: str):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    assert run_command(lambda: fail("jinja2.ext")) == 2
+    assert 'pip install "paramshare[train]"' in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError, match="of_mine"):
+        run_command(lambda: fail("of_mine"))
+
+
+@pytest.mark.parametrize("package", ["tasks", "training", "report"])
+def test_a_bare_install_names_the_extra(monkeypatch, package):
+    file = importlib.import_module(f"paramshare.{package}").__file__
+    monkeypatch.delitem(sys.modules, "paramshare.tasks")
+    monkeypatch.setitem(sys.modules, "pydantic", None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "paramshare\[train\]"'):
+        runpy.run_path(str(file))
+
+
+DAMAGE = {
+    "result": ({"result.json": b""}, "result.json cannot be read"),
+    "configuration": ({"config.json": b"[]"}, "config.json"),
+    "facts": ({"identity.json": b"{"}, "identity.json cannot be read"),
+    "checkpoints": ({"result.json": None, "checkpoints": b"a file"}, "must be a folder"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_workdir_is_named(refused, config_file, workdir, damage, message):
+    for name, content in damage.items():
+        if (workdir / name).is_dir():
+            shutil.rmtree(workdir / name)
+        if content is None:
+            (workdir / name).unlink()
+        else:
+            (workdir / name).write_bytes(content)
+    assert message in refused("train", config_file, "--workdir", workdir)
+
+
+def test_an_unreadable_checkpoint_is_named(refused, config_file, workdir):
+    (workdir / "result.json").unlink()
+    for file in [path for path in (workdir / "checkpoints").rglob("*") if path.is_file()]:
+        file.write_bytes(b"")
+    assert "cannot be read" in refused("train", config_file, "--workdir", workdir)
+    assert not (workdir / "result.json").exists()
+
+
+def test_a_workdir_of_another_run_is_left_alone(refused, config_file, workdir):
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    options = ["--epochs", "3", "--seed", "1"]
+    error = refused("train", config_file, "--workdir", workdir, *options)
+    assert "another configuration (epochs: 2 -> 3; seed: 0 -> 1)" in error
+    assert "holds no run" in refused("train", config_file, "--workdir", workdir.parent)
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_facts_of_another_network_are_refused(refused, config_file, workdir):
+    facts = json.loads((workdir / "identity.json").read_text())
+    (workdir / "identity.json").write_text(json.dumps(facts | {"test": 12}))
+    assert "(test: 12 -> 355)" in refused("train", config_file, "--workdir", workdir)
+
+
+def test_a_claim_that_was_cut_short_is_completed(loaded, tmp_path):
+    run = loaded[0]
+    (tmp_path / "config.json.tmp").write_text("{")
+    claim(tmp_path, run)
+    assert stored_config(tmp_path) == run.config
+    (tmp_path / "identity.json").unlink()  # as its error message advises
+    claim(tmp_path, run)
+    assert (tmp_path / "identity.json").is_file()
+    assert prepare(stored_config(tmp_path), devices=jax.devices()[:1]).facts == run.facts

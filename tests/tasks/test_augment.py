@@ -1,0 +1,156 @@
+"""What each augmentation does to pixels, and that it does so example by example."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paramshare.tasks import Augment, AugmentError, Classification, normalise
+from paramshare.tasks.augment import augment_images
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+KEY = jax.random.key(3)
+
+
+def coordinates(batch: int, height: int = 6, width: int = 8) -> np.ndarray:
+    """Images whose pixels all differ and are never 0: 1 + row * width + column."""
+    one = 1 + np.arange(height * width, dtype=np.uint8).reshape(height, width, 1)
+    return np.broadcast_to(one, (batch, height, width, 1))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mean", "std"))
+def jitted(key, image, config, mean, std, first):
+    return augment_images(key, image, config, mean, std, first=first)
+
+
+def run(image, config, key=KEY, mean=(0.0,), std=(1.0,), first=0):
+    return np.asarray(jitted(key, jnp.asarray(image), config, mean, std, first))
+
+
+@pytest.mark.parametrize("parts", [2, 6])
+def test_splitting_a_batch_changes_nothing(parts):
+    """`first` is traced: a step knows its device only while it runs."""
+    image, config = coordinates(6), Augment(True, 2, 3)
+    whole = run(image, config)
+    size = 6 // parts
+    split = [run(image[p * size : (p + 1) * size], config, first=p * size) for p in range(parts)]
+    assert np.array_equal(np.concatenate(split), whole)
+
+
+def test_examples_of_a_batch_differ_and_keys_matter():
+    config = Augment(True, 2, 3)
+    examples = run(coordinates(100), config)
+    assert len({example.tobytes() for example in examples}) > 50
+    assert not np.array_equal(examples, run(coordinates(100), config, key=jax.random.key(4)))
+
+
+def test_flips_mirror_about_half():
+    image = coordinates(400)
+    augmented = run(image, Augment(flip=True))
+    same = (augmented == image).all(axis=(1, 2, 3))
+    mirrored = (augmented == image[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert (same ^ mirrored).all()
+    assert 140 < mirrored.sum() < 260  # six standard deviations, of 10
+
+
+def test_crops_are_windows_of_the_padded_image_and_every_offset_occurs():
+    pad, height, width = 2, 6, 8
+    image = coordinates(600)
+    augmented = run(image, Augment(pad_crop=pad))
+    padded = np.pad(image[0], ((pad, pad), (pad, pad), (0, 0)))
+    windows = {
+        padded[y : y + height, x : x + width].astype(np.float32).tobytes()
+        for y in range(2 * pad + 1)
+        for x in range(2 * pad + 1)
+    }
+    # A given one of 25 offsets is missed by all 600 with probability (24/25)**600, some 2e-11.
+    assert {example.tobytes() for example in augmented} == windows
+
+
+def test_cutout_is_a_clipped_square_and_every_centre_occurs():
+    side, height, width = 4, 6, 8
+    augmented = run(coordinates(1000), Augment(cutout=side))
+    holes = augmented[..., 0] == 0
+    expected = set()
+    for y in range(height):
+        for x in range(width):
+            hole = np.zeros((height, width), bool)
+            hole[
+                max(y - side // 2, 0) : y - side // 2 + side,
+                max(x - side // 2, 0) : x - side // 2 + side,
+            ] = True
+            expected.add(hole.tobytes())
+    # 48 centres; one is missed with probability (47/48)**1000, some 7e-10.
+    assert {hole.tobytes() for hole in holes} == expected
+    assert np.array_equal(
+        augmented[~holes], np.broadcast_to(coordinates(1), augmented.shape)[~holes]
+    )
+
+
+def test_padding_is_black_and_cutout_is_the_mean():
+    image = np.full((200, 8, 8, 1), 100, np.uint8)
+    assert set(np.unique(run(image, Augment(pad_crop=4), mean=(100.0,), std=(50.0,)))) == {
+        -2.0,
+        0.0,
+    }
+    assert set(np.unique(run(image, Augment(cutout=4), mean=(50.0,), std=(50.0,)))) == {0.0, 1.0}
+
+
+def test_cutout_does_not_follow_the_crop():
+    # As many centres as offsets: equal keys would draw equal numbers.
+    image = coordinates(100, 5, 5)
+    # The pixel that the crop brings to the middle tells its offset.
+    shifts = run(image, Augment(pad_crop=2))[:, 2, 2, 0]
+    holes = (run(image, Augment(cutout=1))[..., 0] == 0).reshape(100, -1).argmax(1)
+    assert len(set(zip(shifts, holes, strict=True))) > 60  # of 625 pairs, not of 25
+
+
+def test_turning_cutout_on_does_not_change_flips_and_crops():
+    plain = run(coordinates(100), Augment(True, 2))
+    with_holes = run(coordinates(100), Augment(True, 2, 3))
+    visible = with_holes != 0
+    assert np.array_equal(with_holes[visible], plain[visible])
+
+
+def test_normalise_is_by_channel():
+    image = np.arange(24, dtype=np.uint8).reshape(1, 2, 4, 3)
+    mean, std = (1.0, 2.0, 3.0), (4.0, 5.0, 6.0)
+    # float32 rounds the difference never (small integers) and the quotient once.
+    np.testing.assert_allclose(
+        normalise(jnp.asarray(image), mean, std),
+        (image - np.array(mean)) / np.array(std),
+        rtol=2**-23,
+    )
+    assert np.array_equal(
+        run(image, Augment(), mean=mean, std=std), normalise(jnp.asarray(image), mean, std)
+    )
+
+
+def test_classification_leaves_labels_and_augments_images():
+    image, labels, config = jnp.asarray(coordinates(6)), jnp.arange(6), Augment(True, 2, 3)
+    task = Classification(6)
+    augment = jax.jit(lambda key, x, y: task.augment(key, x, y, config, (0.0,), (1.0,), first=0))
+    x, y = augment(KEY, image, labels)
+    assert np.array_equal(y, labels)
+    assert np.array_equal(x, run(image, config))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: Augment(pad_crop=-1), "pad_crop must be greater than or equal to 0, got -1"),
+        (lambda: Augment(flip=1), "flip must be a valid boolean"),  # pyright: ignore
+        (lambda: Augment(pad_crop=7).check((6, 8, 1)), r"pad_crop is 7, .* at most 6"),
+        (lambda: Augment(cutout=7).check((6, 8, 1)), r"cutout is 7, .* \(6, 8, 1\)"),
+        (lambda: run(coordinates(1)[0], Augment(flip=True)), r"only images \(H, W, C\)"),
+        (
+            lambda: run(coordinates(1), Augment(), mean=(0.0, 0.0)),
+            "mean has 2 numbers and std 1, but inputs have 1 channels",
+        ),
+    ],
+)
+def test_mistakes_raise_errors(call, words):
+    with pytest.raises(AugmentError, match=words):
+        call()
