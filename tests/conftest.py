@@ -1,6 +1,7 @@
 """The suite runs on four host devices; rank promotion and dtype promotion are errors."""
 
 import atexit
+import contextlib
 import gc
 import importlib.util
 import os
@@ -40,16 +41,43 @@ gc.set_threshold(200_000, 50, 100)
 def _release_programs():
     """Compiled programs would pile up to several gigabytes over the suite."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    if resident_bytes() > 2**30:
+        jax.clear_caches()
+        gc.collect()
+
+
+def resident_bytes() -> int:
+    statm = pathlib.Path("/proc/self/statm")  # elsewhere programs are always released
+    return (
+        int(statm.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") if statm.exists() else 2**40
+    )
+
+
+@contextlib.contextmanager
+def without_optimizations():
+    """Compiles quickly, for programs that run a few times."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
 def quick_compilation():
-    """Compiles without most optimizations, for programs that run once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    """A test compiles quickly."""
+    with without_optimizations():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_modules(request):
+    """The tests of training and of the command compile quickly, with their shared runs."""
+    quick = {"training", "cli", "test_experiments", "test_composition"}
+    with (
+        without_optimizations()
+        if quick & set(request.path.with_suffix("").parts)
+        else contextlib.nullcontext()
+    ):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -49,8 +49,7 @@ SMALLER = {
     "cifar10_swrn": "swrn-16-0.5-1",
     "cifar10_basis": "resnet14-s8u1",
     "imagenet_rpg": "resnet8-rpg-1000",
-    "cifar10_resnet16_repeat": "resnet16-2-repeat",
-    "quickstart": "swrn-16-1-1",
+    "quickstart": "resnet16-2-repeat",
     "shortest_paths": "spathnet-2-4-2",
 }
 TINY = Curriculum(
@@ -115,7 +114,11 @@ def test_every_recipe_is_in_the_table():
     assert {file.stem for file in FILES} - {"quickstart", "fashion_mnist"} == set(TRAINABLE)
 
 
-@pytest.mark.parametrize("name", TRAINABLE)
+# The others differ from these in the number of classes, or in the ring.
+TRACED = sorted(set(TRAINABLE) - {"cifar100_swrn", "cifar100_rpg", "cifar10_rpg", "shortest_paths"})
+
+
+@pytest.mark.parametrize("name", TRACED)
 def test_the_training_step_is_sound_at_full_size(name):
     config = load_file(of(name))
     if isinstance(config.data, Grids):  # the step does not depend on the number of problems

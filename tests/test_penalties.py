@@ -320,7 +320,7 @@ ERRORS = {
         orthogonality,
         OTHERS | FILTERS,
         ("tied|repeat",),
-        "bank 'repeat' has no filters; exclude it",
+        "bank 'repeat' has no shared filters; exclude it",
     ),
     "no regular expression": (
         orthogonality,
@@ -332,7 +332,7 @@ ERRORS = {
         orthogonality,
         OTHERS,
         (),
-        r"no bank has filters .*; the banks are \['repeat', 'ring', 'soft'\]",
+        r"no bank has shared filters .*; the banks are \['repeat', 'ring', 'soft'\]",
     ),
     "a bank without coefficients": (
         recurrence,
