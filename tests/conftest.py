@@ -70,8 +70,8 @@ def quick_compilation():
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick_modules(request):
-    """The tests of training and of the command compile quickly, with their shared runs."""
-    quick = {"training", "cli", "test_experiments", "test_composition"}
+    """The tests of training compile quickly, with their shared runs."""
+    quick = {"training", "test_experiments", "test_composition"}
     with (
         without_optimizations()
         if quick & set(request.path.with_suffix("").parts)

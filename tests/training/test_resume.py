@@ -55,6 +55,7 @@ def start(place: pathlib.Path, workdir: str) -> subprocess.Popen:
     ]
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles quickly
         "XLA_FLAGS": "",
         "JAX_COMPILATION_CACHE_DIR": str(place / "cache"),
     }
