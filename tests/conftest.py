@@ -56,9 +56,10 @@ def resident_bytes() -> int:
 @contextlib.contextmanager
 def without_optimizations():
     """Compiles quickly, for programs that run a few times."""
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
@@ -72,11 +73,8 @@ def quick_compilation():
 def _quick_modules(request):
     """The tests of training compile quickly, with their shared runs."""
     quick = {"training", "test_experiments", "test_composition"}
-    with (
-        without_optimizations()
-        if quick & set(request.path.with_suffix("").parts)
-        else contextlib.nullcontext()
-    ):
+    quick = bool(quick & set(request.path.with_suffix("").parts))
+    with without_optimizations() if quick else contextlib.nullcontext():
         yield
 
 
