@@ -146,7 +146,7 @@ RULES = {
     ),
     "an unknown group": (
         lambda: Rule(r"(?P<stage>a)", SOFT, bank="{level}"),
-        r"'\{level\}' uses 'level'.*\['stage'\]",
+        r"cannot format the bank name '\{level\}'.*\['stage'\]",
     ),
     "a group by number": (lambda: Rule(r"(a)", SOFT, bank="{}"), "named groups"),
     "a brace left open": (lambda: Rule(r"(a)", SOFT, bank="{stage"), "named groups"),

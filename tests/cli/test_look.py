@@ -46,9 +46,14 @@ def test_our_own_mistakes_are_raised():
 
 
 def test_a_missing_dependency_names_the_extra(capsys):
-    assert run_command(lambda: importlib.import_module("no_such_module") and 0) == 2
+    def missing(module):
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    assert run_command(lambda: missing("orbax.checkpoint")) == 2
     printed = capsys.readouterr().err
-    assert 'no_such_module is not installed; run: pip install "paramshare[train]"' in printed
+    assert 'orbax is not installed; run: pip install "paramshare[train]"' in printed
+    with pytest.raises(ModuleNotFoundError):  # the user's own module
+        run_command(lambda: missing("no_such_module"))
 
 
 def test_models_and_summary(command):

@@ -320,7 +320,7 @@ def test_lost_signs_are_counted():
     variables = with_rows(shared, variables, {"all": rows})
     folded = fold(shared, variables, threshold=1, scale=False)
     assert folded.banks[0].flipped == 2 and folded.banks[0].kernel_error == pytest.approx(2)
-    assert "2 layers lose a negative sign: keep scales" in str(folded)
+    assert "2 layers lose their sign; use scale=True" in str(folded)
     assert fold(shared, variables, threshold=1).banks[0].flipped == 0
 
 
