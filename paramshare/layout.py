@@ -160,15 +160,10 @@ class Layout:
             for path, layers in parts.items()
         }
 
-    def fill(self, params: Mapping[str, Any], kernels: Mapping[str, jax.Array]) -> dict[str, Any]:
-        """The plain model's `params`: private parameters, with the kernels of the sites added."""
-        return unflatten_dict({**flatten_dict(params, sep="/"), **kernels}, sep="/")
-
-    def strip(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The inverse of `fill`: `params` without the sites, and without scopes left empty."""
-        paths = {site.path for bank in self.banks for site in bank.sites}
-        flat = flatten_dict(params, sep="/")
-        return unflatten_dict({p: leaf for p, leaf in flat.items() if p not in paths}, sep="/")
+    @property
+    def paths(self) -> frozenset[str]:
+        """The paths of all sites' parameters in the plain model."""
+        return frozenset(site.path for bank in self.banks for site in bank.sites)
 
     def read(self, params: Mapping[str, Any]) -> dict[str, tuple[jax.Array, ...]]:
         """The kernels of the sites in a plain model's `params`: `{BANK: kernels}`.
@@ -244,6 +239,17 @@ def variables_of(weights: Mapping[str, Weights]) -> tuple[dict[str, Any], dict[s
         for collection in COLLECTIONS
     }
     return banks, {collection: entries for collection, entries in params.items() if entries}
+
+
+def fill(params: Mapping[str, Any], kernels: Mapping[str, jax.Array]) -> dict[str, Any]:
+    """A module's `params` with kernels added, by path."""
+    return unflatten_dict({**flatten_dict(params, sep="/"), **kernels}, sep="/")
+
+
+def strip(params: Mapping[str, Any], paths: Set[str]) -> dict[str, Any]:
+    """The inverse of `fill`: `params` without these paths, and without scopes left empty."""
+    flat = flatten_dict(params, sep="/")
+    return unflatten_dict({p: leaf for p, leaf in flat.items() if p not in paths}, sep="/")
 
 
 def table(rows: list[tuple[str, ...]], right: Set[int] = frozenset()) -> list[str]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from paramshare.errors import ParamshareError
 from paramshare.schemes import Filters, cosines
-from paramshare.shared import Shared
+from paramshare.shared import Shared, check_shared
 
 
 class PenaltyError(ParamshareError):
@@ -45,7 +45,8 @@ def orthogonality(
       A scalar.
 
     Raises:
-      PenaltyError: if a pool matches no bank, or a bank without filters.
+      PenaltyError: if `shared` is not a `Shared`, or a pool matches no bank, or a bank without
+        filters.
       PlanError: if the variables do not fit the model.
 
     Example:
@@ -60,6 +61,7 @@ def orthogonality(
     References:
       Kang & Kim, NeurIPS 2021, arXiv:2006.05066
     """
+    check_shared("orthogonality", shared, PenaltyError)
     filters = _of_banks(shared, variables, lambda scheme: scheme.filters)
     groups = [_match("orthogonality", "shared filters", pool, filters) for pool in pools] or [
         _all("orthogonality", "shared filters (FilterBasis, Tied)", filters)
@@ -95,7 +97,8 @@ def recurrence(shared: Shared, variables: Mapping[str, Any], *pools: str) -> jax
       A scalar.
 
     Raises:
-      PenaltyError: if a pool matches no bank, or a bank to which the penalty does not apply.
+      PenaltyError: if `shared` is not a `Shared`, or a pool matches no bank, or a bank to which
+        the penalty does not apply.
       PlanError: if the variables do not fit the model.
 
     Example:
@@ -108,6 +111,7 @@ def recurrence(shared: Shared, variables: Mapping[str, Any], *pools: str) -> jax
     References:
       Savarese & Maire, ICLR 2019, arXiv:1902.09701
     """
+    check_shared("recurrence", shared, PenaltyError)
     rows = _of_banks(shared, variables, lambda scheme: scheme.mixing)
     names = [
         name for pool in pools for name in _match("recurrence", "mixing coefficients", pool, rows)

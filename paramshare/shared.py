@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 from flax.traverse_util import flatten_dict
 
-from paramshare.layout import COLLECTIONS, Layout, PlanError, count_leaves
+from paramshare.errors import ParamshareError
+from paramshare.layout import COLLECTIONS, Layout, PlanError, count_leaves, fill, strip
 from paramshare.parameters import orphan
 from paramshare.plan import Plan
 
@@ -104,10 +105,10 @@ class Shared(nn.Module):
         lifted = nn.map_variables(
             lambda model, *args, **kwargs: getattr(model, method)(*args, **kwargs),
             "params",
-            trans_in_fn=lambda params: {
-                "params": self.layout.fill(params.get("params", {}), kernels)
+            trans_in_fn=lambda params: {"params": fill(params.get("params", {}), kernels)},
+            trans_out_fn=lambda params: {
+                "params": strip(params.get("params", {}), self.layout.paths)
             },
-            trans_out_fn=lambda params: {"params": self.layout.strip(params.get("params", {}))},
             mutable=self.is_initializing(),
         )
         return lifted(self.model, *args, **kwargs)
@@ -131,7 +132,7 @@ class Shared(nn.Module):
             for name, value in variables.items()
             if name != "params" and "model" in value
         }
-        return {"params": self.layout.fill(params, self.layout.expand(variables)), **others}
+        return {"params": fill(params, self.layout.expand(variables)), **others}
 
     def describe(self) -> str:
         """A table of the banks: scheme, sites, shapes, trainable and saved parameters."""
@@ -163,6 +164,15 @@ def share(model: nn.Module, plan: Plan, *example_inputs: Any, **options: Any) ->
     if not isinstance(plan, Plan):
         raise PlanError(f"share takes a plan, such as Plan(Rule(...)), got {plan!r}")
     return Shared(model, plan.resolve(model, *example_inputs, **options))
+
+
+def check_shared(function: str, model: Any, error: type[ParamshareError] = ParamshareError) -> None:
+    """Raises an error unless `model` is a `Shared`; `function` is what was called with it."""
+    if not isinstance(model, Shared):
+        raise error(
+            f"{function} takes a Shared, as `share` and `create_model` return it, "
+            f"got {type(model).__name__}"
+        )
 
 
 def count(variables: Mapping[str, Any]) -> dict[str, int]:

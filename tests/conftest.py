@@ -1,7 +1,7 @@
 """The suite runs on four host devices; rank promotion and dtype promotion are errors."""
 
 import atexit
-import contextlib
+import ctypes
 import gc
 import importlib.util
 import os
@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 
 # Many tests compile the same step in different processes; they share one compilation cache.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -17,17 +18,32 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+# Programs run a few times only, so that compiling them well, with locations for error messages,
+# takes longer than running them. JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles as usual.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+
 # Matrices are small; the threads of OpenBLAS would fight over cores that two workers share.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# Before JAX starts its backends. Use an accelerator on request: JAX_PLATFORMS=cuda pytest.
+# Use an accelerator on request: JAX_PLATFORMS=cuda pytest.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = " ".join(
-    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=4"]
-)
 
 import jax
 import pytest
+
+# Before JAX starts its backends.
+FLAGS = os.environ.get("XLA_FLAGS", "")
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and jax.__version_info__ < (0, 11):
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"  # halves the time of compilation
+
+
+def xla_flags(devices: int) -> str:
+    """XLA_FLAGS for a process with this many devices on the host."""
+    return f"{FLAGS} --xla_force_host_platform_device_count={devices}"
+
+
+os.environ["XLA_FLAGS"] = xla_flags(4)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -44,6 +60,8 @@ def _release_programs():
     if resident_bytes() > 2**30:
         jax.clear_caches()
         gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)  # glibc would keep the memory
 
 
 def resident_bytes() -> int:
@@ -53,29 +71,15 @@ def resident_bytes() -> int:
     )
 
 
-@contextlib.contextmanager
-def without_optimizations():
-    """Compiles quickly, for programs that run a few times."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture
-def quick_compilation():
-    """A test compiles quickly."""
-    with without_optimizations():
-        yield
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_modules(request):
-    """The tests of training compile quickly, with their shared runs."""
-    quick = {"training", "test_experiments", "test_composition"}
-    quick = bool(quick & set(request.path.with_suffix("").parts))
-    with without_optimizations() if quick else contextlib.nullcontext():
-        yield
+@pytest.fixture(scope="session")
+def environment() -> Callable[..., dict[str, str]]:
+    """The environment of a process with `devices` devices, and further variables."""
+    return lambda devices=1, **more: {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": xla_flags(devices),
+        **more,
+    }
 
 
 @pytest.fixture(scope="session")

@@ -67,9 +67,6 @@ UNIQUE = 2 * 9 * 16 * 4
 PRIVATE = 9 * 3 * 4 + 2 * (3 * 4 + 3 * 8 + 5 * 16) + 16 * 4 + 4  # stem, batch norm, classifier
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 @pytest.fixture(scope="module")
 def shared() -> Shared:
     return paramshare.share(Net(), PLAN, X)

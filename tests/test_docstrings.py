@@ -19,7 +19,6 @@ MODULES = sorted(
 )
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name):
     # As a user would run them: without the strictness of this suite.

@@ -63,7 +63,6 @@ TINY = Curriculum(
 )
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", SMALLER)
 def test_runs_on_mock_data(name, tmp_path):
     config = load_file(of(name))
@@ -248,7 +247,6 @@ def grids(tmp_path) -> pathlib.Path:
     return tmp_path / "config.py"
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_networks_are_compared_on_any_task(grids, tmp_path, monkeypatch, capsys):
     """One command for a task without accuracy; rerun, it reads the finished runs."""
     out = tmp_path / "out"
@@ -266,7 +264,6 @@ def test_networks_are_compared_on_any_task(grids, tmp_path, monkeypatch, capsys)
     assert (out / "pathnet-2-2-seed0" / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_networks_are_folded_on_any_task(grids, tmp_path, monkeypatch):
     out = tmp_path / "out"
     args = (grids, "--model", "spathnet-3-2-1", "--seeds", "0", "--out", out, "--thresholds", "0.9")
@@ -299,7 +296,6 @@ def test_bad_comparisons_are_refused_before_training(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_shortest_paths_are_compared(grids, tmp_path, monkeypatch):
     """What is measured of every arm, its tables and pictures; finished runs are not repeated."""
     out = tmp_path / "out"

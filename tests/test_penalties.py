@@ -363,3 +363,9 @@ def test_variables_without_the_banks_are_refused(penalty):
     del variables["params"]["coefficients"]["soft"]["soft1.kernel"]
     with pytest.raises(PlanError, match=r"bank 'soft': .*needs coefficients/soft1.kernel"):
         penalty(shared, variables)
+
+
+@pytest.mark.parametrize("penalty", [orthogonality, recurrence])
+def test_a_model_without_sharing_is_refused(penalty):
+    with pytest.raises(PenaltyError, match=f"{penalty.__name__} takes a Shared.*got Dense"):
+        penalty(nn.Dense(1), {})

@@ -13,7 +13,6 @@ import paramshare
 from paramshare import Shared, Site, Soft, recurrence
 from paramshare.layout import Layout, SharedBank
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 RNG = np.random.default_rng(0)
 
 

@@ -1,11 +1,11 @@
 """The documents: examples run, commands exist, links lead somewhere; notebooks run."""
 
-import os
 import pathlib
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -17,24 +17,30 @@ DOCUMENTS = [*TOP.glob("*.md"), *TOP.glob("experiments/**/*.md"), *TOP.glob("not
 NOTEBOOKS = sorted((TOP / "notebooks").glob("*.py"))
 
 
-def run(*command: str, cwd: pathlib.Path, **env: str) -> str:
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "MPLBACKEND": "agg"} | env
-    done = subprocess.run(
-        [sys.executable, *command], cwd=cwd, env=env, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+@pytest.fixture
+def run(environment, tmp_path) -> Callable[..., str]:
+    """Runs Python with arguments in an empty folder, and returns what it prints."""
+
+    def run(*command: str) -> str:
+        env = environment(MPLBACKEND="agg", NOTEBOOK_QUICK="1")
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run
 
 
 def blocks(document: pathlib.Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.M | re.S)
 
 
-def test_the_readme_is_short_and_its_example_runs(tmp_path):
+def test_the_readme_is_short_and_its_example_runs(run):
     assert len((TOP / "README.md").read_text().splitlines()) <= 120
     (example,) = blocks(TOP / "README.md", "python")
     assert len(example.strip().splitlines()) <= 10
-    assert "Soft(templates=2)" in run("-c", example, cwd=tmp_path)
+    assert "Soft(templates=2)" in run("-c", example)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -67,11 +73,10 @@ def test_commands_name_files_and_options_that_exist():
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[notebook.stem for notebook in NOTEBOOKS])
-def test_notebooks_convert_and_run(notebook, tmp_path):
+def test_notebooks_convert_and_run(notebook, run):
     """With reduced data: NOTEBOOK_QUICK is read by the notebooks."""
     import jupytext
 
     cells = jupytext.read(notebook).cells
     assert cells[0].cell_type == "markdown" and not any(cell.get("outputs") for cell in cells)
-    quick = {"NOTEBOOK_QUICK": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    run("-W", "ignore::UserWarning:__main__", str(notebook), cwd=tmp_path, **quick)
+    run("-W", "ignore::UserWarning:__main__", str(notebook))

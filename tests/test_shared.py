@@ -16,7 +16,6 @@ import pytest
 import paramshare
 from paramshare import FilterBasis, Plan, PlanError, Rule, Shared, Soft
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(0, impl="rbg")  # compiles faster than the default
 X = jax.random.normal(jax.random.key(1), (4, 8))
 PLAN = Plan(Rule(r"(.*/)?(dense|layer)\d/kernel", Soft(2, initial="paper")))

@@ -12,7 +12,6 @@ import pytest
 import paramshare
 from paramshare import Plan, Rule, Soft
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(0, impl="rbg")  # compiles faster than the default
 X = jax.random.normal(jax.random.key(1), (4, 8))
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}  # five float32 layers, one after another

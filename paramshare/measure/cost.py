@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax.core import DenyList
 
-from paramshare.layout import table
+from paramshare.layout import strip, table
 from paramshare.measure.multiply_adds import CONVOLUTION, by_primitive, multiply_adds
 from paramshare.parameters import trace
 from paramshare.shared import Shared, count
@@ -188,7 +188,7 @@ def _is_shape(value: Any) -> bool:
 def _shared_variables(shared: Shared, plain_variables: Mapping[str, Any]) -> dict[str, Any]:
     """Shapes of the shared model's variables, without a second trace of the model."""
     banks, params = jax.eval_shape(lambda: shared.layout.init(jax.random.key(0)))
-    private = shared.layout.strip(plain_variables["params"])
+    private = strip(plain_variables["params"], shared.layout.paths)
     others = {name: {"model": x} for name, x in plain_variables.items() if name != "params"}
     return {"banks": banks, "params": params | ({"model": private} if private else {}), **others}
 

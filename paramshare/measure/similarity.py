@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from paramshare.errors import ParamshareError
 from paramshare.layout import Layout, SharedBank
 from paramshare.schemes import Site, Weights, cosines
-from paramshare.shared import Shared
+from paramshare.shared import Shared, check_shared
 
 By = Literal["coefficients", "weights"]
 
@@ -52,9 +52,10 @@ def similarity(
     References:
       Savarese & Maire, ICLR 2019, section 3.2.
     """
+    check_shared("similarity", shared)
     check_by(by)
     if "banks" in variables:
-        weights = checked_weights(shared.layout, variables)
+        weights = shared.layout.weights(variables)
         rows = {b.name: layer_rows(b, weights[b.name], by) for b in shared.layout.banks}
     else:
         rows = shared.layout.read(variables.get("params", {}))
@@ -82,12 +83,6 @@ def layers(layout: Layout) -> dict[str, tuple[Site, ...]]:
     shape that two or more sites have gives a matrix, "BANK 3x3x16x16".
     """
     return {name: sites for name, (_, sites) in _compared(layout).items()}
-
-
-def checked_weights(layout: Layout, variables: Mapping[str, Any]) -> dict[str, Weights]:
-    """The `Weights` of every bank; `PlanError` if a bank is missing or has other shapes."""
-    jax.eval_shape(layout.expand, variables)
-    return layout.weights(variables)
 
 
 def layer_rows(bank: SharedBank, weights: Weights, by: By) -> tuple[jax.Array, ...]:

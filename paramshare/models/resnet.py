@@ -243,3 +243,8 @@ def check_attributes(model: ResNet) -> None:
                 f"rank={model.rank} means {model.rank * 2**g} basis filters in stage {g + 1}; the "
                 f"rank of 3x3 kernels over its {p} channels is at most {9 * p}"
             )
+
+
+def is_factored(model: nn.Module) -> bool:
+    """Whether a model is a `ResNet` of factored blocks."""
+    return isinstance(model, ResNet) and model.rank > 0

@@ -5,10 +5,12 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from paramshare.data import eval_batches
+from paramshare.models.resnet import is_factored
 from paramshare.shared import Shared, count
 from paramshare.storage import written_whole
 from paramshare.training.checkpoint import Checkpoints
@@ -251,16 +253,15 @@ def convert_variables(
     dense = bake(source.model, variables) if isinstance(source.model, Shared) else dict(variables)
     if not isinstance(run.model, Shared):
         return dense, None
-    if _rank(run.model) and not _rank(source.model):
+    if _is_factored(run.model) and not _is_factored(source.model):
         conversion = factorise(run.model, dense, next(training_inputs(source, 1)))
     else:
         conversion = convert(run.model, dense, one_input(source), train=False)
     return conversion.variables, conversion
 
 
-def _rank(model: Any) -> int:
-    """The rank of a network's factored layers; 0 without."""
-    return getattr(model.model if isinstance(model, Shared) else model, "rank", 0)
+def _is_factored(model: nn.Module) -> bool:
+    return is_factored(model.model if isinstance(model, Shared) else model)
 
 
 def with_ties(config: Config, folded: Folded) -> Config:

@@ -11,10 +11,11 @@ import numpy as np
 from flax.core import unfreeze
 
 from paramshare.errors import ParamshareError
-from paramshare.layout import PlanError, SharedBank, count_leaves, table, variables_of
+from paramshare.layout import PlanError, SharedBank, count_leaves, strip, table, variables_of
 from paramshare.measure.change import output_change, relative_change
+from paramshare.models.resnet import is_factored
 from paramshare.schemes import SchemeError, Weights
-from paramshare.shared import Shared
+from paramshare.shared import Shared, check_shared
 
 
 class ConversionError(ParamshareError):
@@ -118,7 +119,7 @@ def bake(shared: Shared, variables: Mapping[str, Any]) -> dict[str, Any]:
       >>> dense["params"]["stage1"]["block2"]["conv1"]["kernel"].shape
       (3, 3, 16, 16)
     """
-    _check_shared("bake", shared)
+    check_shared("bake", shared, ConversionError)
     return jax.jit(shared.expand)(unfreeze(dict(variables)))
 
 
@@ -160,7 +161,7 @@ def convert(
       >>> [(bank.name, bank.layers, bank.after) for bank in converted.banks]
       [('stage1', 2, 4612), ('stage2', 2, 18436), ('stage3', 2, 73732)]
     """
-    _check_shared("convert", shared)
+    check_shared("convert", shared, ConversionError)
     variables = unfreeze(dict(variables))
     layout, params = shared.layout, variables.get("params", {})
     try:
@@ -171,8 +172,7 @@ def convert(
                 f"the variables are those of a shared model, with banks "
                 f"{sorted(variables['banks'])}; pass the plain model's, as `bake` makes them"
             ) from None
-        factored = getattr(shared.model, "rank", 0)
-        hint = "; use paramshare.factorise for a factored ResNet" if factored else ""
+        hint = "; use paramshare.factorise for it" if is_factored(shared.model) else ""
         raise ConversionError(f"{error}{hint}") from None
     if example_inputs:
         check_variables(shared.model, variables, *example_inputs, **options)
@@ -185,7 +185,7 @@ def convert(
 
     weights = {bank.name: _from_dense(bank, dense[bank.name]) for bank in layout.banks}
     others = {name: {"model": value} for name, value in variables.items() if name != "params"}
-    converted = sharing_variables(weights, layout.strip(params)) | others
+    converted = sharing_variables(weights, strip(params, layout.paths)) | others
     kernels = jax.jit(
         lambda weights: {b.name: b.scheme.expand(weights[b.name], b.sites) for b in layout.banks}
     )(weights)
@@ -266,14 +266,6 @@ def check_variables(
                 f"unknown variable {path!r} of shape {shape}: the plain {name} does not have it; "
                 "pass variables of that model"
             )
-
-
-def _check_shared(function: str, shared: Any) -> None:
-    if not isinstance(shared, Shared):
-        raise ConversionError(
-            f"{function} takes a Shared, as `share` and `create_model` return it, "
-            f"got {type(shared).__name__}"
-        )
 
 
 def _from_dense(bank: SharedBank, kernels: Sequence[Any]) -> Weights:

@@ -13,10 +13,10 @@ import numpy as np
 
 from paramshare.layout import COLLECTIONS, SharedBank, table, variables_of
 from paramshare.measure.change import output_change, relative_change
-from paramshare.measure.similarity import By, check_by, checked_weights, layer_rows
+from paramshare.measure.similarity import By, check_by, layer_rows
 from paramshare.schemes import Tied, Weights
 from paramshare.schemes.tied import leading
-from paramshare.shared import Shared
+from paramshare.shared import Shared, check_shared
 from paramshare.transform.grouping import (
     FoldError,
     check_groups,
@@ -179,17 +179,13 @@ def fold(
       Savarese & Maire, ICLR 2019, section 3.2, for the idea. The threshold, the grouping, the group
       kernel and the scales are this library's own choices.
     """
-    if not isinstance(shared, Shared):
-        raise FoldError(
-            f"fold takes a Shared, as `share` and `create_model` return it, "
-            f"got {type(shared).__name__}"
-        )
+    check_shared("fold", shared, FoldError)
     if not isinstance(scale, bool):
         raise FoldError(f"scale={scale!r}: must be True (keep a signed scale per layer) or False")
     threshold = check_threshold(threshold)
     check_by(by)
     layout = shared.layout
-    weights = checked_weights(layout, variables)
+    weights = layout.weights(variables)
     selected, groups_of = select_banks(layout, banks), check_groups(layout, groups)
     results = {
         bank.name: _fold_bank(

@@ -10,9 +10,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from paramshare.errors import ParamshareError
+from paramshare.layout import fill, strip
 from paramshare.models.layers import Stage
 from paramshare.schemes import SchemeError, Tied
 
@@ -202,8 +203,10 @@ class Body(nn.Module):
             filled = nn.map_variables(
                 lambda block, x: block(x),
                 "params",
-                trans_in_fn=functools.partial(_fill, weights=weights),
-                trans_out_fn=functools.partial(_strip, weights=weights),
+                trans_in_fn=lambda block, weights=weights: {
+                    "params": fill(block.get("params", {}), weights)
+                },
+                trans_out_fn=lambda block: {"params": strip(block.get("params", {}), set(paths))},
                 mutable=self.is_initializing(),
             )
             x_BxHxWxC = filled(self.block(name=f"block{i + 1}"), x_BxHxWxC)
@@ -325,19 +328,6 @@ def period(rows: Sequence[Any]) -> int | None:
       (2, None)
     """
     return next((p for p in range(1, len(rows)) if rows[p:] == rows[:-p]), None)
-
-
-def _fill(variables: Mapping[str, Any], weights: Mapping[str, jax.Array]) -> dict[str, Any]:
-    """The variables of a block with `weights` added to its `params`."""
-    params = flatten_dict(variables.get("params", {}), sep="/")
-    return {"params": unflatten_dict({**params, **weights}, sep="/")}
-
-
-def _strip(variables: Mapping[str, Any], weights: Mapping[str, jax.Array]) -> dict[str, Any]:
-    """The inverse of `_fill`, without the scopes that become empty."""
-    params = flatten_dict(variables.get("params", {}), sep="/")
-    kept = {path: value for path, value in params.items() if path not in weights}
-    return {"params": unflatten_dict(kept, sep="/")}
 
 
 def _check_rows(groups: Any, width: int) -> tuple[tuple[int, ...], ...]:

@@ -13,8 +13,6 @@ import pytest
 import paramshare
 from paramshare import FilterBasis, Plan, Repeat, Ring, Rule, Shared, Soft, Tied, share
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 X = jnp.ones((1, 8))
 KEY = jax.random.key(0)
 

@@ -11,8 +11,6 @@ import pytest
 from paramshare import FilterBasis, Plan, Ring, Rule, Shared, Soft, share, similarity
 from paramshare.measure.snapshots import make_snapshot, near_pairs, snapshots, spread
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 X = jnp.zeros((1, 8))
 WIDTHS = (8, 8, 8, 6, 6, 6)  # five kernels of three shapes
 

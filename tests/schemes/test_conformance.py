@@ -12,12 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from jax.test_util import check_grads
 
 from paramshare import SchemeError, Site
 from paramshare.schemes import Weights
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(7)
 
 
@@ -27,7 +25,7 @@ def as_dtype(case: Any, dtype: str) -> tuple[Site, ...]:
 
 @functools.cache
 def drawn(case: Any) -> Weights:
-    return case.scheme.init(KEY, case.sites)
+    return jax.jit(lambda key: case.scheme.init(key, case.sites))(KEY)
 
 
 @functools.cache
@@ -123,14 +121,23 @@ def test_trainable_count_is_the_formula(case):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == case.trainable
 
 
-def test_jit_and_vmap_change_nothing(case):
+def test_vmap_changes_nothing(case):
     weights, kernels = jax.tree.map(lambda leaf: leaf[0], many(case))
     # XLA reorders the sums inside QR.
     chex.assert_trees_all_close(weights, drawn(case), rtol=1e-5, atol=1e-6)
-    eager = case.scheme.expand(drawn(case), case.sites)
+    assert_kernels_close(kernels, expand(case, drawn(case)))
+
+
+def test_jit_changes_nothing(one):
+    weights = one.scheme.init(KEY, one.sites)
+    chex.assert_trees_all_close(weights, drawn(one), rtol=1e-5, atol=1e-6)
+    assert_kernels_close(one.scheme.expand(weights, one.sites), expand(one, drawn(one)))
+
+
+def assert_kernels_close(actual: tuple[jax.Array, ...], expected: tuple[jax.Array, ...]):
     # A float32 rounding of a product for each term of the sums: 16 units in the last place of
     # kernels around 1.
-    chex.assert_trees_all_close(kernels, eager, rtol=1e-5, atol=2e-6)
+    chex.assert_trees_all_close(actual, expected, rtol=1e-5, atol=2e-6)
 
 
 def test_equal_schemes_and_sites_are_one_static_argument(case):
@@ -154,13 +161,26 @@ def test_gradient_against_finite_differences(case):
     with jax.enable_x64(True):
         sites = as_dtype(case, "float64")
         weights = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), drawn(case))
-        expand = jax.jit(
-            lambda w: jnp.concatenate(
-                [jnp.sin(kernel).ravel() for kernel in case.scheme.expand(w, sites)]
-            )
-        )
-        # Reverse mode only: a scheme may define a gradient (`jax.custom_vjp`).
-        check_grads(expand, (weights,), order=1, modes=("rev",), eps=1e-6, rtol=1e-6, atol=1e-6)
+        rng = np.random.default_rng(8)
+        direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), weights)
+        numbers = [rng.normal(size=site.shape) for site in sites]
+
+        @jax.jit
+        def slopes(weights: Weights, direction: Weights) -> tuple[jax.Array, jax.Array]:
+            def loss(weights: Weights) -> jax.Array:
+                kernels = case.scheme.expand(weights, sites)
+                return jnp.asarray(
+                    sum(jnp.vdot(jnp.sin(k), n) for k, n in zip(kernels, numbers, strict=True))
+                )
+
+            # One evaluation on both sides, mapped: it is compiled once.
+            points = jax.vmap(lambda t: jax.tree.map(lambda w, d: w + t * d, weights, direction))
+            ahead, behind = jax.vmap(loss)(points(jnp.array([1e-6, -1e-6])))
+            products = jax.tree.map(jnp.vdot, jax.grad(loss)(weights), direction)
+            return (ahead - behind) / 2e-6, jnp.asarray(sum(jax.tree.leaves(products)))
+
+        expected, actual = slopes(weights, direction)
+        np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_kernels_depend_on_all_trainable_parameters(case):

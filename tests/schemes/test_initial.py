@@ -99,9 +99,7 @@ def deviations(params: Any) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("name", SCHEMES)
-def test_every_kernel_starts_with_the_standard_deviation_of_the_plain_models(
-    name, quick_compilation
-):
+def test_every_kernel_starts_with_the_standard_deviation_of_the_plain_models(name):
     plan(Tied()).resolve(Net(), IDS)  # measures all kinds in one program
     scheme, kinds = SCHEMES[name]
     layout = plan(scheme, kinds).resolve(Net(), IDS)
@@ -117,7 +115,7 @@ def test_every_kernel_starts_with_the_standard_deviation_of_the_plain_models(
             assert shared[site.path] == pytest.approx(STDS[bank.name], rel=0.05), site
 
 
-def test_layers_of_different_scales_keep_theirs(quick_compilation):
+def test_layers_of_different_scales_keep_theirs():
     """Residual outputs often start smaller: each site keeps its scale in a bank of several."""
     stds = (0.1, 0.1, 0.02)
     sites = tuple(Site(f"layer{i}/kernel", (32, 32), std=std) for i, std in enumerate(stds))

@@ -14,8 +14,6 @@ from paramshare import Repeat, SchemeError, Site
 from paramshare.schemes import repetition, repetition_fit
 from paramshare.schemes.interface import Weights
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def sites(*shapes: tuple[int, ...]) -> tuple[Site, ...]:
     return tuple(Site(f"layer{i}/kernel", shape) for i, shape in enumerate(shapes))

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import math
-import os
 import subprocess
 import sys
 from typing import Any
@@ -211,7 +210,6 @@ def test_block_keeps_neighbours_together_and_the_remainder_in_place(size):
             assert not np.array_equal(places, np.arange(site.size))
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @settings(deadline=None, max_examples=12, derandomize=True, database=None)
 @given(
     shapes=st.lists(
@@ -263,13 +261,13 @@ def digest() -> str:
     return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
-def test_other_processes_make_the_same_kernels():
+def test_other_processes_make_the_same_kernels(environment):
     """All hosts of a run must, and so must a run that resumes.
 
     The other process has another hash seed and another number of devices.
     """
     code = f"import runpy; print(runpy.run_path({__file__!r})['digest']())"
-    env = os.environ | {"PYTHONHASHSEED": "12345", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    env = environment(PYTHONHASHSEED="12345")
     process = subprocess.run(
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
     )

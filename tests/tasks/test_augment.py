@@ -10,7 +10,6 @@ import pytest
 from paramshare.tasks import Augment, AugmentError, Classification, normalise
 from paramshare.tasks.augment import augment_images
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(3)
 
 

@@ -80,7 +80,6 @@ def bits(tree: Any) -> list[tuple[str, np.dtype, tuple[int, ...], bytes]]:
     ]
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", SCHEMES)
 def test_a_restored_state_is_the_saved_one_and_trains_on_like_it(tmp_path, name):
     model = network(name)
@@ -107,7 +106,6 @@ def test_a_state_holds_no_maps(name):
     assert sum(leaf.size for leaf in leaves) == 2 * model.layout.trainable + 4 * 2 * 8
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_checkpoint_of_another_size_of_ring_is_refused(tmp_path):
     state = jax.jit(lambda: init_state(network("ring"), OPTIMIZER, IMAGE, 0))()
     larger = share(
@@ -121,7 +119,6 @@ def test_a_checkpoint_of_another_size_of_ring_is_refused(tmp_path):
             checkpoints.restore(jax.eval_shape(lambda: init_state(larger, OPTIMIZER, IMAGE, 0)))
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_the_seed_is_not_in_the_checkpoint(tmp_path):
     """A plan with another seed restores the same ring and expands it to other kernels."""
     state = jax.jit(lambda: init_state(network("ring"), OPTIMIZER, IMAGE, 0))()

@@ -1,7 +1,6 @@
 """Two processes of two devices each train as one process of four does."""
 
 import json
-import os
 import re
 import signal
 import socket
@@ -57,21 +56,15 @@ except Interrupted as stop:
 
 
 def start(place, name: str, mapping: str, processes: int, epochs: int) -> list[subprocess.Popen]:
+    folder, environment = place
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={4 // processes}"
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles quickly
-        "XLA_FLAGS": flags,
-        "JAX_COMPILATION_CACHE_DIR": str(place / "cache"),
-    }
-    arguments = [str(processes), str(port), str(place / name), mapping, str(epochs)]
+    arguments = [str(processes), str(port), str(folder / name), mapping, str(epochs)]
     return [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(i), *arguments],
-            env=env,
+            env=environment(4 // processes),
             stdout=-1,
             stderr=-1,
             text=True,
@@ -84,15 +77,17 @@ def run(place, name: str, mapping: str, processes: int) -> tuple[list[dict], lis
     started = start(place, name, mapping, processes, epochs=2)
     outputs = [process.communicate(timeout=300) for process in started]
     assert all(process.returncode == 0 for process in started), outputs
-    lines = [json.loads(line) for line in (place / name / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (place[0] / name / "metrics.jsonl").read_text().splitlines()
+    ]
     return [json.loads(out.splitlines()[-1]) for out, _ in outputs], [
         line["loss"] for line in lines if line["kind"] == "train"
     ]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return tmp_path_factory.mktemp("processes")
+def place(tmp_path_factory, environment):
+    return tmp_path_factory.mktemp("processes"), environment
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +109,7 @@ def test_two_processes_train_as_one(place, alone, mapping):
 
 def test_a_signal_to_one_process_stops_both_after_the_same_step(place):
     started = start(place, "stopped", "pmap", 2, epochs=2000)
-    metrics = place / "stopped" / "metrics.jsonl"
+    metrics = place[0] / "stopped" / "metrics.jsonl"
     for _ in range(1200):
         if metrics.exists() and '"step": 4' in metrics.read_text():
             break
@@ -126,4 +121,4 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(place):
         re.findall(r"interrupted at step (\d+) of 4000; state saved", out)[0] for out, _ in outputs
     }
     assert len(steps) == 1
-    assert (place / "stopped" / "checkpoints" / steps.pop()).is_dir()
+    assert (place[0] / "stopped" / "checkpoints" / steps.pop()).is_dir()

@@ -1,7 +1,6 @@
 """The same command resumes an interrupted or killed run, with bit-identical results."""
 
 import json
-import os
 import pathlib
 import re
 import signal
@@ -23,11 +22,11 @@ from paramshare.tasks import Augment
 from paramshare.training.config import Config, Model, Schedule
 
 config = Config(
-    model=Model("swrn-16-1-1"),
+    model=Model("resnet8-rpg-1000"),
     data=Digits(train_examples=128),
     augment=Augment(flip=True, pad_crop=1, cutout=2),
     schedule=Schedule("cosine"),
-    epochs=16,
+    epochs=8,
     batch_size=32,
     log_every=3,
 )
@@ -35,8 +34,9 @@ config = Config(
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> pathlib.Path:
+def place(tmp_path_factory, environment) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("resume")
+    (folder / "environment.json").write_text(json.dumps(environment()))
     (folder / "config.py").write_text(CONFIG)
     return folder
 
@@ -53,14 +53,13 @@ def start(place: pathlib.Path, workdir: str) -> subprocess.Popen:
         "--data.data-dir",
         str(place / "data"),
     ]
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles quickly
-        "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(place / "cache"),
-    }
     return subprocess.Popen(
-        command, cwd=place, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=place,
+        env=json.loads((place / "environment.json").read_text()),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -114,14 +113,14 @@ def uninterrupted(place):
 
 
 def assert_same(actual, expected):
-    assert int(actual[0].step) == int(expected[0].step) == 64
+    assert int(actual[0].step) == int(expected[0].step) == 32
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(actual[0]), jax.tree.leaves(expected[0]), strict=True
     ):
         # As bytes, because NaN is not equal to itself, and 0 equals -0.
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), jax.tree_util.keystr(path)
     assert actual[1] == expected[1]
-    assert [line["epoch"] for line in actual[2]] == list(range(1, 17))
+    assert [line["epoch"] for line in actual[2]] == list(range(1, 9))
     for line, expected_line in zip(actual[2], expected[2], strict=True):
         assert line.pop("kind") == expected_line["kind"]
         assert line == pytest.approx(
@@ -134,13 +133,13 @@ def test_a_run_that_is_interrupted_twice_and_killed_ends_with_the_same_parameter
 ):
     metrics = place / "run" / "metrics.jsonl"
     for with_signal, code in [(signal.SIGINT, 130), (signal.SIGTERM, 143)]:
-        returned, output = interrupt(place, "run", with_signal, after_steps=9)
+        returned, output = interrupt(place, "run", with_signal, after_steps=6)
         assert returned == code, output
         message = [line for line in re.split(r"[\r\n]+", output) if line.startswith("paramshare: ")]
         assert message[0] == "paramshare: stopping after this step" and "Traceback" not in output
         assert len(message) == 2 and "rerun the same command to resume" in message[1]
         assert not (place / "run" / "result.json").exists()
-    returned, _ = interrupt(place, "run", signal.SIGKILL, after_steps=9)
+    returned, _ = interrupt(place, "run", signal.SIGKILL, after_steps=6)
     assert returned == -signal.SIGKILL
     assert list((place / "run" / "checkpoints").glob("[0-9]*"))
     assert not (place / "run" / "result.json").exists()

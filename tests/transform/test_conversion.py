@@ -18,8 +18,6 @@ from paramshare import FilterBasis, Plan, Repeat, Ring, Rule, Shared, Soft, Tied
 from paramshare.schemes import Scheme, Weights
 from paramshare.transform.conversion import ConversionError, bake, convert
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(0, impl="rbg")  # compiles faster than the default
 X = jax.random.normal(jax.random.key(1), (4, 5, 5, 2))
 

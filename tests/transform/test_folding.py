@@ -27,8 +27,6 @@ from paramshare.transform.folding import Folded
 from paramshare.transform.grouping import group
 from paramshare.transform.looped import period
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(0, impl="rbg")  # compiles faster than the default
 IMAGES = np.random.default_rng(0).normal(size=(4, 5, 5, 3)).astype(np.float32)
 X = np.random.default_rng(1).normal(size=(2, 6)).astype(np.float32)

@@ -60,7 +60,6 @@ def test_which_stages_of_a_mobilenet_share(network):
     assert [len(bank.sites) for bank in one.banks] == [2, 3, 2, 2]
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_filter_bases_start_orthonormal():
     model: Any = paramshare.create_model("resnet14-s16u1")
 
@@ -75,7 +74,6 @@ def test_filter_bases_start_orthonormal():
     assert unique > 1e-3  # unique filters start as those of any convolution
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_least_penalty_where_filters_outnumber_their_weights(network):
     """There orthonormal columns are the optimum, and the penalty is not 0."""
 
@@ -99,7 +97,6 @@ def test_least_penalty_where_filters_outnumber_their_weights(network):
     assert penalty("mobilenetv2-shared", ".*") == pytest.approx(1.224181e-3, rel=2e-6)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_shared_and_plain_networks_compute_the_same_function():
     shared, plain = map(paramshare.create_model, ("swrn-16-0.125-1", "wrn-16-0.125"))
     assert isinstance(shared, Shared)
