@@ -55,7 +55,7 @@ class Trace:
 
     Attributes:
       parameters: by path, in the order in which the model first calls the layers that own them.
-      jaxpr: of the parameters, sorted by path, as a function of a key.
+      jaxpr: the jaxpr of the parameters, sorted by path, as a function of a key.
       measured: statistics of the initializers measured so far.
     """
 
@@ -105,7 +105,7 @@ def measure(trace: Trace, stack_axes: Mapping[str, int | None]) -> dict[str, Sta
     They do not depend on the PRNG settings of JAX (`jax_default_prng_impl` and the like).
 
     Args:
-      trace: of the model.
+      trace: the trace of the model.
       stack_axes: the parameters to measure, each with the axis along which it stacks layers, or
         None.
 

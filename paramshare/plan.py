@@ -21,19 +21,19 @@ class Rule:
     r"""Which parameters draw on a bank.
 
     Args:
-      pattern: a regular expression that the whole parameter path must match. Paths are joined by
-        "/", without the leading "params".
+      pattern: a regular expression that the whole parameter path must match. A path is its
+        names joined by "/", without the leading "params".
       scheme: makes the weights.
       bank: the bank's name. It may use named groups of the pattern in braces; one bank is
         created per value.
       paths: exact paths, instead of a pattern.
       stack_axis: for parameters that stack the weights of several layers (`nn.scan`, `nn.vmap`),
         the layer axis. Each layer is then a separate site.
-      in_axes: the input axes of one layer's weight. By default they are inferred for `nn.Dense`,
-        `nn.Conv`, `nn.ConvTranspose`, `nn.DenseGeneral`, attention, `nn.Embed`, and
-        `nn.Einsum` with an explicit string (no "..." for the kernel); for other layers, the
-        second-to-last axis.
-      out_axes: the output axes; for other layers, the last axis.
+      in_axes: the input axes of one layer's weight. Inferred by default for `nn.Dense`, `nn.Conv`,
+        `nn.ConvTranspose`, `nn.DenseGeneral`, attention, `nn.Embed`, and `nn.Einsum` (unless its
+        string has "..." for the kernel). Other layers default to the second-to-last axis.
+      out_axes: the output axes, inferred for the same layers. Other layers default to the last
+        axis.
 
     Raises:
       PlanError: if an argument is invalid.
@@ -106,8 +106,8 @@ class Rule:
         for name, value in match.groupdict().items():
             if value is None and "{" + name in self.bank:
                 raise PlanError(
-                    f"{self} matches {path!r} without its group {name!r}, which the bank name "
-                    f"{self.bank!r} uses"
+                    f"{self}: the bank name {self.bank!r} uses group {name!r}, but that group "
+                    f"matched nothing in {path!r}"
                 )
         return self.bank.format(**match.groupdict())
 
@@ -187,8 +187,8 @@ class Plan:
 
         Args:
           model: any Flax linen module.
-          *example_inputs: the inputs that the model is initialized with. Arrays or
-            `jax.ShapeDtypeStruct`s count by shape and dtype alone.
+          *example_inputs: the inputs that the model is initialized with. Of arrays and
+            `jax.ShapeDtypeStruct`s, only the shape and dtype matter.
           **options: further arguments of `model.init`, such as `train=False` or `method="encode"`.
 
         Returns:
@@ -216,7 +216,7 @@ class Plan:
                 )
             try:
                 small = trace(other, *example_inputs, **options).parameters
-            except Exception as error:  # a model may fail on a wrong shape in any way
+            except Exception as error:  # on a wrong shape, a model can raise anything
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise PlanError(
                     f"the small model {type(other).__name__} cannot take the example inputs of the "

@@ -120,7 +120,7 @@ class Shared(nn.Module):
         random masks (dropout), whose keys Flax derives from module paths.
 
         Args:
-          variables: of this model, initial or trained.
+          variables: the variables of this model, initial or trained.
 
         Raises:
           PlanError: if a bank of the layout is missing.
@@ -179,8 +179,8 @@ def count(variables: Mapping[str, Any]) -> dict[str, int]:
     """The number of trainable parameters.
 
     Args:
-      variables: of a `Shared`, of a plain model, or of a larger module with `Shared`s inside;
-        arrays or shapes.
+      variables: the variables of a `Shared`, of a plain model, or of a larger module with `Shared`s
+        inside; arrays or shapes.
 
     Returns:
       `{"banks", "coefficients", "private", "trainable"}`; the last is the sum. Whole weights of
@@ -199,8 +199,8 @@ def decay_mask(variables: Mapping[str, Any]) -> dict[str, Any]:
     Coefficients do not decay in the reference recipe of soft sharing.
 
     Args:
-      variables: of a `Shared`, or of a larger module with `Shared`s inside; collections other than
-        `banks` and `params` are ignored.
+      variables: the variables of a `Shared`, or of a larger module with `Shared`s inside;
+        collections other than `banks` and `params` are ignored.
 
     Returns:
       A pytree of bools with the structure of `{"banks": ..., "params": ...}`, for `optax.masked`

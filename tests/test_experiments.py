@@ -127,7 +127,7 @@ def test_the_training_step_is_sound_at_full_size(name):
         )
     with tfds.testing.mock_data(num_examples=5):
         run = prepare(config, devices=jax.devices()[:1])
-    state = jax.eval_shape(run.init)
+    state = run.shapes
     assert count(state.variables)["trainable"] == TRAINABLE[name]
     step = run.devices.map(make_train_step(run, config.seed))
     label = run.task.label_spec(run.data.input_shape)

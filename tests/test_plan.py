@@ -218,7 +218,7 @@ PLANS = {
     "a bank named like the model": (Plan(kernels(bank="model")), "or be 'model'"),
     "an unset group": (
         Plan(kernels(r"(?P<s>stem)?block1/kernel", bank="x{s}")),
-        "without its group 's'",
+        "uses group 's', but that group matched nothing",
     ),
     "a stack axis too large": (
         Plan(kernels(stack_axis=2)),

@@ -96,15 +96,15 @@ class ResNet(nn.Module):
       num_classes: outputs of the classifier.
       bottleneck: whether a block is a bottleneck, 1x1 to q channels, 3x3, 1x1 to 4 p with
         q = `inner` p, or has two 3x3s.
-      inner: of bottlenecks; 2 for Wide-ResNet-50-2. Every q must be an integer.
+      inner: the ratio q / p of bottlenecks; 2 for Wide-ResNet-50-2. Every q must be an integer.
       stem: "imagenet" for a 7x7 of stride 2 and a 3x3 max-pool of stride 2, "cifar" for a 3x3.
       stem_width: channels of the stem.
       shortcut: where stride or width change: "projection" for a 1x1 and BN, "pad" for subsampling
         and zero channels, half before and half after, without parameters.
       rank: if positive, blocks 2.. of a stage are factored: 3x3 to rank 2^g channels (g = 0 in the
         first stage), BN, 1x1 to p channels. Basic blocks only.
-      inner_norm: of factored blocks; False leaves out all batch norms but the last, for studies of
-        the gradient flow.
+      inner_norm: whether factored blocks have a batch norm after each convolution; False keeps only
+        the last, for studies of the gradient flow.
       bias: whether every convolution but the stem has a bias. Then the biases of all batch norms
         start at 0.01, as in the networks of learned repetition.
       dtype: compute dtype; the parameters and the classifier stay float32.

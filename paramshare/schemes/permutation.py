@@ -101,7 +101,7 @@ def permute(x_N: jax.Array, permutation: Permutation, block: int = 1) -> jax.Arr
 
     Args:
       x_N: a vector; N div block must be the permutation's size.
-      permutation: of the blocks.
+      permutation: the permutation of the blocks.
       block: entries in a block.
     """
     whole = permutation.size * block

@@ -33,7 +33,7 @@ def fit(
 
     Args:
       repeat: makes a kernel; called for kernels of another shape than the base.
-      kernels: of all sites that repeat this base.
+      kernels: the kernels of all sites that repeat this base.
       base: the shape of the base.
       scalars: for each kernel, scalars that make plain copies, a dictionary of (*tiles, m) arrays;
         empty for a kernel that is the base.

@@ -38,8 +38,8 @@ def neutral(
     """Random scalars that take weights N(0, before^2) to the standard deviation `after`.
 
     Args:
-      name: of the transform, with scalars.
-      key: of the draw.
+      name: the name of the transform, with scalars.
+      key: the key of the draw.
       zeros: (*copies, m), of the shape and dtype to return.
       beta: the range of the swish's beta.
       before: standard deviation of the weights.

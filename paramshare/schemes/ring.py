@@ -21,8 +21,8 @@ from paramshare.schemes.interface import (
 from paramshare.schemes.permutation import Permutation, derive, mix, permute, signs
 
 Mode = Literal["ring", "global", "tile", "hash"]
-# The standard deviation of the ring at initialization, as in the reference: He-normal for a 3x3
-# kernel of 512 outputs.
+# The standard deviation of the ring at initialization, as in the authors' code: He-normal for a
+# 3x3 kernel with 512 outputs.
 SIGMA = (2 / 4608) ** 0.5
 
 
@@ -35,20 +35,21 @@ class Ring(Scheme):
     W is trained. R_i picks slots of the ring and (except in mode "tile") flips signs. It is a fixed
     pseudo-random function of the seed, the site's path and shape, and N, and is not stored. The
     scale s_i = std_i / sigma gives every kernel the standard deviation of its layer's initializer,
-    for any N: the one measured for the model with initial="model", He's sqrt(2 / fan_out) with
-    "paper". N is any positive integer. In the modes "ring" and "global", kernels of T entries in
-    total use each slot floor(T / N) or ceil(T / N) times; for N >= T no slot is shared.
+    for any N; sigma is the ring's own at initialization. With initial="model", std_i is measured on
+    the model's initializer; with "paper", it is He's sqrt(2 / fan_out). N is any positive integer.
+    In the modes "ring" and "global", kernels of T entries in total use each slot floor(T / N) or
+    ceil(T / N) times; for N >= T no slot is shared.
 
     The mode decides how R_i picks slots:
 
-    * "ring": site i takes the next n_i slots, wrapping around the ring, shuffled. A kernel uses
-      no slot twice while n_i <= N.
+    * "ring": site i, of n_i entries, takes the next n_i slots in shuffled order, wrapping around
+      the ring. If n_i <= N, its kernel uses no slot twice.
     * "global": T div N copies of the ring and T mod N more slots, shuffled over all sites. A kernel
       may use a slot more than once.
     * "tile": every site reads from slot 0 onwards, in order, without signs: plain reuse, for
       comparison.
     * "hash": every entry of every kernel takes a random slot, so use is uneven. For comparison
-      (HashedNets), and for adding sites later, which moves no other site. Its gradient is a
+      (HashedNets), and for adding sites later: the other sites keep their slots. Its gradient is a
       scatter-add, which is nondeterministic on GPUs; the other modes use no scatter.
 
     A ring saves storage, optimizer state and gradient traffic, but no arithmetic: every kernel is
@@ -58,9 +59,9 @@ class Ring(Scheme):
     Args:
       size: N, at least 1.
       mode: how slots are picked.
-      seed: of the maps R_i; a trained ring is useless under another seed.
+      seed: the seed of the maps R_i; a trained ring is useless with any other seed.
       block: the number of neighbours that stay together when "ring" or "global" shuffle. Larger
-        blocks gather faster and share more coarsely.
+        blocks make the gather faster and the sharing coarser.
       initial: the initialization, as described above. With "model", the scales are measured at
         `share`. They are never stored, so a trained ring needs the same value of `initial` and a
         model with the same initializers.
@@ -108,8 +109,8 @@ class Ring(Scheme):
         total = sum(site.size for site in sites)
         if total >= 2**31:
             raise SchemeError(
-                f"{self} would generate {total:,} kernel entries, but a ring serves fewer than "
-                "2^31; give each stage its own ring"
+                f"{self} would generate {total:,} kernel entries; one ring can generate at "
+                "most 2^31 - 1; give each stage its own ring"
             )
 
     def _init(self, key: jax.Array, sites: tuple[Site, ...]) -> Weights:
@@ -129,8 +130,9 @@ class Ring(Scheme):
     def _from_dense(self, kernels: tuple[jax.Array, ...], sites: tuple[Site, ...]) -> Weights:
         """Every slot is a weighted mean of the entries that it serves.
 
-        W = sum_i s_i R_i^T K_i / sum_i s_i^2 |R_i|^T 1. Exact for N >= T where the mode uses no
-        slot twice ("ring", "global"). Slots that no site uses are zero.
+        W = sum_i s_i R_i^T K_i / sum_i s_i^2 |R_i|^T 1. Exact in modes "ring" and "global" if N is
+        at least the number of entries T: no slot is then used twice. Slots that no site uses are
+        zero.
         """
         zeros_N = jnp.zeros((self.size,), bank_dtype(sites))
         expand = jax.vjp(lambda ring: self._expand(Weights({"ring": ring}), sites), zeros_N)[1]
@@ -175,7 +177,7 @@ class Ring(Scheme):
             ]
             pool = jnp.concatenate([_around(ring_N, laps * self.size), last])
             return _cut(self._shuffle(pool, self._key(None, "pool")), sizes)
-        # A lap is the ring itself: T entries in ring order are its laps end to end, cut into sites.
+        # Mode "ring": repeat the ring up to T entries, cut them into sites, and shuffle each site.
         pieces = _cut(_around(ring_N, total), sizes)
         return tuple(
             self._shuffle(piece, self._key(site, "order"))

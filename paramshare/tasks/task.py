@@ -1,4 +1,4 @@
-"""The base class of tasks: labels, augmentation, losses and measures, in one place each."""
+"""The base class of tasks. A task defines its labels, augmentation, losses and measures."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ class TaskError(ParamshareError):
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """A measure of a task: its name and display format.
+    """An evaluation metric, such as accuracy: the metric's name and display format.
 
     Example:
       >>> Measure("accuracy", "accuracy", "acc").format(0.9925)
@@ -36,7 +36,7 @@ class Measure:
     format_spec: str = ".2%"
     """How a value is printed, as in `format(value, format_spec)`."""
 
-    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")  # where it is read from a file
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")  # when read from a file
 
     def format(self, value: float) -> str:
         """The value as text."""
@@ -55,7 +55,7 @@ class Task:
     measures: ClassVar[tuple[Measure, ...]]
     """The measures that `reduce` returns, in order. The first one is the score."""
     outputs_per_input: ClassVar[str]
-    """What a network must give for one input, such as "one output per class"; for errors."""
+    """The outputs a network must have, such as "one output per class"; used in error messages."""
 
     @property
     def score(self) -> Measure:
@@ -160,7 +160,8 @@ class Task:
           config: the augmentation.
           mean: mean of each channel; None for inputs that are not normalised.
           std: standard deviation of each channel; None as for `mean`.
-          first: position of this part's first example in the global batch.
+          first: position of `inputs[0]` in the global batch, of which `inputs` may be one device's
+            part.
 
         Returns:
           Inputs as the network takes them, and labels.
@@ -177,7 +178,7 @@ class Task:
           input_shape: shape of one input.
 
         Raises:
-          TaskError: if they differ from `output_spec`, with the batch first.
+          TaskError: if, without the batch axis, they differ from `output_spec`.
         """
         spec = self.output_spec(input_shape)
         expected, actual = _shapes(spec, batched=False), _shapes(outputs, batched=True)
@@ -191,7 +192,7 @@ class Task:
         """Checks the shapes and the kinds (integer, float, bool) of labels.
 
         Args:
-          labels: labels of any number of inputs; arrays with that number first.
+          labels: a batch of labels, of any size; arrays with the batch axis first.
           input_shape: shape of one input.
 
         Raises:

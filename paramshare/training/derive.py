@@ -79,9 +79,9 @@ def derive(
 
     Args:
       source: the trained run.
-      source_variables: of `source.model`.
+      source_variables: the variables of `source.model`.
       run: the new run, as `prepare` returns it; its configuration says how it is fine-tuned.
-      variables: of `run.model`, made from the source's.
+      variables: the variables of `run.model`, made from the source's.
       reestimate_batches: re-estimate batch statistics on this many training batches; 0 for none.
       workdir: a new folder for the run; None only evaluates.
       origin: what to note in the workdir (`origin.json`) beside what is measured, as JSON values.
@@ -128,7 +128,7 @@ def load_run(
     """Loads a run and its variables from a workdir.
 
     Args:
-      workdir: of a training run.
+      workdir: the workdir of a training run.
       checkpoint: "last" for the newest state, "best" for the epoch selected by validation.
 
     Returns:
@@ -140,7 +140,7 @@ def load_run(
     """
     workdir = pathlib.Path(workdir)
     run = prepare(stored_config(workdir))
-    return run, *stored_variables(workdir, jax.eval_shape(run.init), checkpoint)
+    return run, *stored_variables(workdir, run.shapes, checkpoint)
 
 
 def begin(
@@ -152,7 +152,7 @@ def begin(
 
     Args:
       run: what is trained there.
-      variables: of `run.model`.
+      variables: the variables of `run.model`.
       workdir: a folder that does not exist.
       origin: where the variables come from, stored as `origin.json`.
 
@@ -189,7 +189,7 @@ def check_variables(run: Run, variables: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ConfigError: if they are not the model's; names the first leaf that differs.
     """
-    expected = jax.eval_shape(run.init).variables
+    expected = run.shapes.variables
     variables = {name: value for name, value in variables.items() if name in expected}
 
     def describe(tree: Any) -> dict[str, str]:
@@ -241,7 +241,7 @@ def convert_variables(
 
     Args:
       source: the trained run, plain or shared.
-      variables: of `source.model`.
+      variables: the variables of `source.model`.
       run: the run of the target network, plain or shared.
 
     Returns:
@@ -276,7 +276,7 @@ def with_model(config: Config, **fields: Any) -> Config:
     """A configuration with another network, without the penalties that do not apply to it.
 
     Args:
-      config: of a run.
+      config: the configuration of a run.
       **fields: fields of `config.model` to change.
 
     Raises:
@@ -284,7 +284,7 @@ def with_model(config: Config, **fields: Any) -> Config:
     """
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **fields))
     run = prepare(dataclasses.replace(config, penalty=Penalty()))
-    reasons = misfits(config.penalty, run.model, jax.eval_shape(run.init).variables)
+    reasons = misfits(config.penalty, run.model, run.shapes.variables)
     return dataclasses.replace(config, penalty=without(config.penalty, *reasons))
 
 

@@ -27,7 +27,7 @@ from paramshare.training.step import make_train_step
 from paramshare.training.track import Track, mean
 from paramshare.training.workdir import RESULT, claim
 
-REFRESH_SECONDS = 1.0  # of the progress bar; each refresh waits for the current step
+REFRESH_SECONDS = 1.0  # between updates of the progress bar; each waits for the current step
 
 
 class NonFinite(ParamshareError):
@@ -65,11 +65,11 @@ def train(
 ) -> Result:
     """Trains a network, or resumes an interrupted run.
 
-    The workdir then holds `config.json`, `identity.json`, `metrics.jsonl`, `checkpoints/` (the
-    newest states), `best/` (the variables of the epoch with the highest validation score; with a
-    curriculum, among the epochs of the last phase), and at the end `result.json`. Call `train`
-    again with the same configuration to resume; the parameters are bit-identical to those of a run
-    without interruption.
+    During training the workdir holds `config.json`, `identity.json`, `metrics.jsonl`,
+    `checkpoints/` (the newest states) and `best/` (the variables of the epoch with the highest
+    validation score; with a curriculum, among the epochs of the last phase). `result.json` is
+    written at the end. Call `train` again with the same configuration to resume; the parameters are
+    bit-identical to those of a run without interruption.
 
     Args:
       config: the configuration.
@@ -100,17 +100,18 @@ def fit(run: Run, workdir: str | pathlib.Path, *, quiet: bool = False) -> Result
 def fit_together(
     runs: Sequence[Run], workdirs: Sequence[str | pathlib.Path], *, quiet: bool = False
 ) -> list[Result]:
-    """Trains networks that differ only in their seed in one program, mapped by `jax.vmap`.
+    """Trains several networks in one program, with `jax.vmap`. They differ only in their seed.
 
-    Each run has a workdir, as if it were trained alone, and can later be resumed alone; its values
-    are the same up to rounding. Small networks underuse an accelerator and train faster together.
-    On a CPU they train several times slower: XLA turns the convolutions of several networks into
-    grouped ones, which it runs slowly there. If a kill left the runs at different
-    steps, all resume from the newest step that each of them has stored.
+    Each run has a workdir, as if it were trained alone, and can later be resumed alone. Its
+    parameters and metrics equal those of a run trained alone, up to rounding. Small networks
+    underuse an accelerator and train faster together. On a CPU they train several times slower: XLA
+    turns the convolutions of several networks into grouped ones, which it runs slowly there. If the
+    program was killed and the runs are at different steps, all resume from the newest step that
+    every run has saved.
 
     Args:
       runs: as `prepare` returns them; equal except for `seed`, with the same training set.
-      workdirs: of each run, as `train` takes it.
+      workdirs: one per run, as in `train`.
       quiet: show no progress bar.
 
     Returns:
@@ -224,12 +225,12 @@ def _fit(tracks: list[Track], signals: "_Signals", quiet: bool) -> list[Result]:
     finally:
         bar.close()
 
-    # --- Test, once, the last epoch and the selected one
+    # --- Test the last epoch, and the one with the best validation score
     return [track.finish(variables(i), evaluate) for i, track in enumerate(tracks)]
 
 
 def _common_step(tracks: list[Track]) -> int:
-    """The newest step that all have stored: a kill may come when only some have saved a step."""
+    """The newest step that all runs have saved. A killed program may have saved only some."""
     stored = [track.newest.steps or [0] for track in tracks]
     common = set.intersection(*map(set, stored))
     if not common:
@@ -238,7 +239,8 @@ def _common_step(tracks: list[Track]) -> int:
             for track, steps in zip(tracks, stored, strict=True)
         )
         raise ConfigError(
-            f"the runs have stored no common step ({at}); resume each alone, or start all again"
+            f"no step is saved in every workdir ({at}); resume each run alone, or start over in "
+            "new workdirs"
         )
     return max(common)
 
@@ -337,14 +339,14 @@ def _fetch(
 
 
 def _show(bar: tqdm, tracks: list[Track], step: int, scores: Sequence[float | None] = ()) -> None:
-    """Shows means over all runs in the bar: of the newest steps, and of validation."""
+    """Shows metrics of the newest steps and the validation score, averaged over all runs."""
     run, score = tracks[0].run, tracks[0].run.task.score
     lines = [line for track in tracks for line in track.window or track.last]
     shown = {
         "epoch": f"{-(-step // run.steps_per_epoch)}/{run.config.epochs}",
         "loss": f"{mean(lines, 'loss'):.3f}",
     }
-    if score.name in lines[0]:  # a score of whole sets only is not measured on a batch
+    if score.name in lines[0]:  # some scores are defined for whole data sets only
         shown[score.short] = f"{mean(lines, score.name):.3f}"
     validated = [value for value in scores if value is not None]
     if validated:
@@ -367,7 +369,9 @@ def _bar(tracks: list[Track], step: int, *, hidden: bool) -> tqdm:
 
 
 class _Signals:
-    """SIGINT and SIGTERM set a flag that the loop reads between steps; a second SIGINT ends it.
+    """SIGINT and SIGTERM set a flag that the loop reads between steps.
+
+    A second SIGINT raises `KeyboardInterrupt` at once.
 
     With several processes, SIGTERM to any of them stops all after the same step; SIGINT is not
     caught.
@@ -394,7 +398,7 @@ class _Signals:
         print("\nparamshare: stopping after this step", file=sys.stderr, flush=True)
 
     def stop(self, step: int) -> int:
-        """The signal to stop for after this step, or 0; all processes stop after the same step."""
+        """The signal if training must stop after this step, else 0; equal on all processes."""
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 

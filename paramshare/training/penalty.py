@@ -48,7 +48,7 @@ def misfits(config: Penalty, model: nn.Module, variables: Any) -> dict[str, Pena
     Args:
       config: the penalties.
       model: a network.
-      variables: of the network; shapes suffice.
+      variables: the variables of the network; shapes suffice.
     """
     reasons = {}
     for name in PENALTIES:

@@ -1,6 +1,7 @@
 """A run before its first step: configuration, data, network and devices, checked together."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import pathlib
@@ -82,8 +83,13 @@ class Run:
         )
 
     def init(self) -> State:
-        """The initial state; call it under `jax.jit`, or under `jax.eval_shape` for its shapes."""
+        """The initial state; call it under `jax.jit`."""
         return init_state(self.model, self.optimizer, self.data.input_shape, self.config.seed)
+
+    @functools.cached_property
+    def shapes(self) -> State:
+        """Shapes and dtypes of the state."""
+        return jax.eval_shape(self.init)
 
 
 def prepare(
@@ -167,7 +173,7 @@ def named_network(
 
     Args:
       config: the configuration.
-      network_options: of `paramshare.create_model`, as the task gives them.
+      network_options: the network options of `paramshare.create_model`, as the task gives them.
       input_shape: (H, W, C).
 
     Raises:

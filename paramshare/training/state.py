@@ -1,5 +1,6 @@
 """The state of a training run: one pytree."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -49,23 +50,11 @@ def init_state(
     inputs = jnp.zeros((1, *input_shape), jnp.float32)
     variables = model.init(jax.random.key(seed), inputs, train=False)
     trainable = {name: variables[name] for name in TRAINABLE if name in variables}
-    others = [name for name in variables if name not in TRAINABLE]
-
-    # Values that a module sows grow with each call and are not kept: the state holds only
-    # collections whose form does not change in a step.
-    def after_a_step(key: jax.Array) -> Any:
-        return dict(
-            model.apply(variables, inputs, train=True, mutable=others, rngs={"params": key})[1]
-        )
-
-    # A model may average its statistics over the axis.
-    mapped = jax.vmap(after_a_step, axis_name=AXIS)
-    after = jax.eval_shape(
-        lambda: jax.tree.map(lambda x: x[0], mapped(jax.random.split(jax.random.key(0), 1)))
-    )
-    collections = {
-        name: variables[name] for name in others if _form(after.get(name)) == _form(variables[name])
-    }
+    try:
+        stable = _stable_collections(model, input_shape)
+    except TypeError:  # a model that cannot be hashed, because a list is among its attributes
+        stable = _stable_collections.__wrapped__(model, input_shape)
+    collections = {name: variables[name] for name in stable}
     return State(
         jnp.zeros((), jnp.int32),
         trainable,
@@ -73,6 +62,26 @@ def init_state(
         optimizer.init(trainable),
         jnp.zeros((), jnp.bool_),
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _stable_collections(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[str, ...]:
+    """The collections beside `TRAINABLE` whose form does not change in a step.
+
+    Values that a module sows grow with each call, and are not kept in a state.
+    """
+
+    def before_and_after(key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
+        inputs = jnp.zeros((1, *input_shape), jnp.float32)
+        variables = model.init(key, inputs, train=False)
+        others = [name for name in variables if name not in TRAINABLE]
+        _, after = model.apply(variables, inputs, train=True, mutable=others, rngs={"params": key})
+        return {name: variables[name] for name in others}, dict(after)
+
+    # A model may average its statistics over the axis.
+    mapped = jax.vmap(before_and_after, axis_name=AXIS)
+    before, after = jax.eval_shape(lambda: mapped(jax.random.split(jax.random.key(0), 1)))
+    return tuple(name for name in before if _form(after.get(name)) == _form(before[name]))
 
 
 def _form(tree: Any) -> Any:

@@ -44,7 +44,7 @@ def make_train_step(
 
     Args:
       run: the run.
-      seed: of augmentation and dropout.
+      seed: the seed of augmentation and dropout.
     """
     config, data_set, task, model = run.config, run.data, run.task, run.model
 
@@ -123,8 +123,8 @@ def flow(gradient: Any) -> Metrics:
     """Size of the gradient of every bank: `gradient_mean/BANK` and `gradient_max/BANK`, of |.|.
 
     Args:
-      gradient: of the variables, `{"banks": ..., "params": ...}`. The bank of a `Shared` that is
-        nested in a larger module is named by its path.
+      gradient: the gradient of the variables, `{"banks": ..., "params": ...}`. The bank of a
+        `Shared` that is nested in a larger module is named by its path.
 
     Example:
       >>> gradient = {"banks": {"b": {"weights": jnp.array([1.0, -3.0])}}, "params": {}}

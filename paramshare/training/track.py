@@ -27,13 +27,14 @@ class Progress:
     """Stored with every checkpoint: sums over the current epoch, the best epoch, and times.
 
     Attributes:
-      sums: of each metric over the steps of the epoch so far.
+      sums: the sums of each metric over the steps of the epoch so far.
       batches: number of those steps.
       best_score: highest validation score so far; None before the first one.
       best_epoch: its epoch, counted from 1; 0 for none.
       best_step: its step.
-      seconds: of the whole run, with compilation, validation and saving.
-      training_seconds: of training steps, without the first ones, which compile.
+      seconds: the duration of the whole run, with compilation, validation and saving.
+      training_seconds: the duration of the training steps, without the first ones, which
+        compile.
       training_examples: examples trained on in that time.
     """
 
@@ -73,7 +74,6 @@ class Track:
         self.run, self.workdir = run, workdir
         self.newest = stack.enter_context(Checkpoints(workdir / "checkpoints"))
         self.best = stack.enter_context(Checkpoints(workdir / "best", keep=1))
-        self.shapes = jax.eval_shape(run.init)
         self.progress = Progress()
         self.window: list[dict[str, float]] = []  # metrics of steps since the last line
         self.last: list[dict[str, float]] = []  # those in the last line
@@ -83,14 +83,14 @@ class Track:
         """The state to continue from; what was stored after it is dropped.
 
         Args:
-          step: of the checkpoint to continue from; None for the newest. Without any checkpoint the
-            state is the initial one.
+          step: the step of the checkpoint to continue from; None for the newest. Without any
+            checkpoint the state is the initial one.
         """
         if self.newest.latest is None:
             check_origin(self.workdir)
             state = jax.jit(self.run.init)()
         else:
-            state, notes = self.newest.restore(self.shapes, step)
+            state, notes = self.newest.restore(self.run.shapes, step)
             self.progress = Progress(**notes)
             self.newest.drop_after(int(state.step))
         self.metrics = MetricsFile(
@@ -157,7 +157,7 @@ class Track:
         others = {name: evaluate(variables, source) for name, source in run.data.others.items()}
         selected, speed = None, None
         if progress.best_score is not None:
-            best, _ = self.best.restore(self.shapes.variables, progress.best_step)
+            best, _ = self.best.restore(self.run.shapes.variables, progress.best_step)
             test = evaluate(best, run.data.test)
             selected = Selected(progress.best_epoch, progress.best_score, test)
         if progress.training_examples:

@@ -107,7 +107,7 @@ def stored_variables(
     """The variables that a workdir holds, and their step.
 
     Args:
-      workdir: of a training run.
+      workdir: the workdir of a training run.
       shapes: the run's state, as arrays or `jax.ShapeDtypeStruct`s.
       checkpoint: "last" for the newest state, "best" for the epoch selected by validation.
 

@@ -27,7 +27,7 @@ class ConvertedBank:
     """Report on the layers of one bank.
 
     Attributes:
-      name: of the bank.
+      name: the name of the bank.
       scheme: its scheme, as text.
       layers: how many layers use the bank.
       before: number of parameters of the layers' dense kernels.
@@ -53,7 +53,7 @@ class Converted:
 
     Attributes:
       shared: the shared model.
-      variables: of `shared`.
+      variables: the variables of `shared`.
       banks: a report on each bank.
       output_change: |y' - y| / |y| over the example inputs, y and y' being the outputs before and
         after conversion; None without inputs.
@@ -136,7 +136,7 @@ def convert(
 
     Args:
       shared: the shared model to convert to.
-      variables: of the plain model `shared.model`.
+      variables: the variables of the plain model `shared.model`.
       *example_inputs: of the model; if given, all parameters are checked by name, and the change of
         the outputs is measured.
       **options: further arguments of the model, such as `train=False`.

@@ -146,11 +146,11 @@ def export_program(
       inputs: (height, width, channels), if the input is one array of images; otherwise example
         inputs with the batch first: any pytree of arrays or `jax.ShapeDtypeStruct`s, of which only
         shapes and dtypes matter. A tuple is passed as several arguments.
-      mean: of each channel, on the scale of the input (0..255 for uint8 images).
+      mean: the mean of each channel, on the scale of the input (0..255 for uint8 images).
       std: likewise.
       platforms: where the program can run: "cpu", "cuda", "rocm", "tpu".
-      dtype: of the images if `inputs` is (height, width, channels): "uint8" or, for images that are
-        normalised already, "float32".
+      dtype: the dtype of the images if `inputs` is (height, width, channels): "uint8" or, for
+        images that are normalised already, "float32".
       **options: further arguments of the model's call, such as `train=False`.
 
     Returns:

@@ -60,7 +60,7 @@ def factorise(shared: Shared, variables: Mapping[str, Any], images: Any = None) 
 
     Args:
       shared: the factored network, such as `create_model("resnet32-s16u1")`.
-      variables: of the dense network, `create_model("resnet32")`.
+      variables: the variables of the dense network, `create_model("resnet32")`.
       images: one normalised batch, run through the network at once, to measure the outputs of the
         bases.
 

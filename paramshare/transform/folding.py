@@ -1,6 +1,6 @@
 """Folding: ties layers of a trained network that use nearly the same kernel.
 
-A run of tied layers whose pattern repeats is a recurrent network.
+Where the pattern of tied layers repeats, the layers form a recurrent network.
 """
 
 import dataclasses
@@ -91,7 +91,7 @@ class Folded:
             ("bank", "layers", "groups", "period", "kernel error", "parameters", "after", "")
         ]
         for bank in self.banks:
-            flipped = f"{bank.flipped} layers lose their sign; use scale=True"
+            flipped = f"{bank.flipped} negative scales were dropped; keep scales to avoid this"
             rows.append(
                 (
                     bank.name,
@@ -129,20 +129,22 @@ def fold(
     """Ties the similar layers of every bank and removes the parameters that become redundant.
 
     Layers are grouped by complete linkage on 1 - S, where S is `paramshare.similarity`: within
-    a group every pair has a similarity of at least `threshold`. A group's kernel comes from
-    the leading singular vector r of its rows (coefficients under soft sharing, else weights). Every
-    layer keeps a signed scale, <row, r> / <r, r>. Without `scale` there are no scales, and the
-    kernel has the mean norm of its group's kernels. Batch norms stay private.
+    a group every pair has a similarity of at least `threshold`. Each layer is a row: its
+    coefficients under soft sharing, otherwise its flattened weight. The leading singular vector r
+    of a group's rows gives the group's kernel, and every layer keeps a signed scale,
+    <row, r> / <r, r>. Without `scale` there are no scales, and the kernel has the mean norm of its
+    group's kernels. Batch norms stay private.
 
     A bank is not folded where no two layers are similar, where its groups would need more
     parameters than the bank has, or where its sites differ in shape; the report says so. To fold a
-    network without sharing, convert it to `Soft(templates=L)` first (`paramshare.convert`) and fold
-    by weights.
+    network that shares nothing, first convert its L layers to `Soft(templates=L)`
+    (`paramshare.convert`), then fold by weights.
 
-    Dropping scales changes the function. A batch norm after a convolution absorbs a positive
-    scale, but only in training mode, and a block's last convolution is followed by the residual
-    sum; re-estimate batch statistics with `reestimate`. Nothing absorbs a negative scale: the
-    report counts the layers that lose their sign. A zero kernel would be closer for them.
+    Dropping scales changes the function. In training mode, a batch norm right after a convolution
+    absorbs a positive scale; for evaluation, re-estimate its statistics with `reestimate`. A
+    block's last convolution has no such batch norm: the residual sum comes next. Nothing absorbs a
+    negative scale: the report counts the layers that lose one. For these layers, even a zero kernel
+    would be closer to the original than the tied one.
 
     Args:
       shared: the shared model.
@@ -151,9 +153,10 @@ def fold(
       threshold: in (0, 1]; 1 ties only layers that are equal up to rounding and a scale.
       scale: whether layers keep signed scales.
       banks: regular expressions that match the whole names of the banks to fold; None for all.
-      groups: one group per layer for some banks, used regardless of similarity.
-      by: what to compare layers by and build group kernels from, with soft sharing:
-        "coefficients" (as in the paper) or "weights"; see `similarity`.
+      groups: for each bank named here, the group number of each layer; similarity and threshold
+        are then ignored.
+      by: under soft sharing, compare layers and build group kernels with "coefficients" (as in the
+        paper) or "weights"; see `similarity`.
       **options: further arguments of `shared.apply`, such as `train=False`.
 
     Returns:
@@ -241,7 +244,7 @@ def _fold_bank(
         return _unchanged(bank, f"not folded: {reason}", groups)
     after = count * bank.sites[0].size + (len(groups) if scale else 0)
     if after > before:
-        reason = f"{count} kernels would need {after:,} parameters"
+        reason = f"{count} kernels would need {after:,} parameters, more than the {before:,} now"
         return _unchanged(bank, f"not folded: {reason}", groups)
 
     rows_GxN, scales_L = _representatives(rows_LxN, groups)
@@ -270,7 +273,7 @@ def _fold_bank(
 
 
 def _kernels(bank: SharedBank, weights: Weights, rows_GxN: np.ndarray, by: By) -> np.ndarray:
-    """(G, *shape): the kernels of mixing rows or flattened weights, in float64."""
+    """The kernels, (G, *shape), made from rows of coefficients or of weights, in float64."""
     site = bank.sites[0]
     if by == "weights" or bank.scheme.mixing(weights, bank.sites) is None:
         return rows_GxN.reshape(-1, *site.shape)
@@ -280,7 +283,7 @@ def _kernels(bank: SharedBank, weights: Weights, rows_GxN: np.ndarray, by: By) -
 
 
 def _replaced(variables: Mapping[str, Any], weights: Mapping[str, Weights]) -> dict[str, Any]:
-    """The variables with other weights of some banks."""
+    """A copy of `variables` in which the weights of the banks in `weights` are replaced."""
     banks, entries = variables_of(weights)
     params = dict(variables.get("params", {}))
     for collection in COLLECTIONS:

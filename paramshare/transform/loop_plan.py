@@ -31,7 +31,7 @@ class StageLoop:
     """The result for one stage.
 
     Attributes:
-      name: of the stage.
+      name: the name of the stage.
       blocks: number of its blocks, including the first.
       loop: the loop of its later blocks, or None.
       banks: banks that are now part of the loop, in the order in which it numbers their kernels.
@@ -52,8 +52,8 @@ class Member:
 
     Attributes:
       block: counted from 0 after the first block of the stage.
-      path: of the parameter in the block.
-      group: of the layer within the bank.
+      path: the path of the parameter in the block.
+      group: the group of the layer within the bank.
     """
 
     block: int

@@ -30,7 +30,7 @@ class Looped:
     Attributes:
       model: the plain model, which builds its stages with `LoopedStages`; a `Shared` of it if some
         banks are in no loop.
-      variables: of `model`.
+      variables: the variables of `model`.
       report: the result for each stage.
     """
 

@@ -1,6 +1,5 @@
 """One tiny run for all tests of the command; whoever changes it takes a copy."""
 
-import contextlib
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -25,19 +24,10 @@ config = Config(
 """
 
 
-@contextlib.contextmanager
-def lenient_and_quick():
+@pytest.fixture(autouse=True, scope="session")
+def _lenient_promotion():
     # optax's schedules multiply integer steps with floats.
     with jax.numpy_dtype_promotion("standard"):
-        # Programs that run for a few steps are not worth their optimisation.
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _lenient_and_quick():
-    with lenient_and_quick():
         yield
 
 
@@ -53,8 +43,7 @@ def config_file(tmp_path_factory) -> str:
 def trained(tmp_path_factory, config_file) -> pathlib.Path:
     """The workdir of a finished run of `config_file`; not to be changed."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    with lenient_and_quick():
-        assert main(["train", config_file, "--workdir", str(workdir)]) == 0
+    assert main(["train", config_file, "--workdir", str(workdir)]) == 0
     return workdir
 
 

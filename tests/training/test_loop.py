@@ -64,7 +64,7 @@ def test_the_selected_epoch_is_the_first_with_the_highest_validation_score(
     assert result.selected.validation == max(accuracies)
     run = prepare(config, model=network, data=digits, devices=ONE)
     with Checkpoints(workdir / "best") as best:
-        variables, _ = best.restore(jax.eval_shape(run.init).variables)
+        variables, _ = best.restore(run.shapes.variables)
     evaluate = make_evaluate(run)
     assert evaluate(variables, digits.validation).measures["accuracy"] == max(accuracies)
     assert evaluate(variables, digits.test) == result.selected.test
@@ -233,7 +233,7 @@ def test_networks_may_sow_draw_noise_and_keep_state(config, digits, tmp_path):
     assert "0x" in repr(Odd())
     assert run.facts == prepare(config, model=again, data=digits, devices=ONE).facts
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
-        state, _ = checkpoints.restore(jax.eval_shape(run.init))
+        state, _ = checkpoints.restore(run.shapes)
     # Counted once per step; what was sown is not kept.
     assert set(state.collections) == {"calls"} and int(state.collections["calls"]["count"]) == 8
 

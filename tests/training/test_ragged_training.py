@@ -65,7 +65,7 @@ def test_losses_are_reported_by_name_and_add_up(ran):
 def test_the_measure_is_that_of_the_whole_set_in_order(ran, devices, batch_size):
     """64 test examples in batches of 64, and of 12 on four devices, the last one filled up."""
     workdir, result, run = ran
-    variables, _ = stored_variables(workdir, jax.eval_shape(run.init))
+    variables, _ = stored_variables(workdir, run.shapes)
     whole = next(eval_batches(run.data.test, len(run.data.test)))
     outputs = run.model.apply(variables, run.data.normalise(whole["input"]))
     statistics = run.task.statistics(outputs, whole["input"], whole["label"])

@@ -93,7 +93,7 @@ def final(place: pathlib.Path, workdir: str):
     """The last state of a run, its result without its times, and its metrics."""
     run = prepare(stored_config(place / workdir), devices=jax.devices()[:1])
     with Checkpoints(place / workdir / "checkpoints") as checkpoints:
-        state, _ = checkpoints.restore(jax.eval_shape(run.init))
+        state, _ = checkpoints.restore(run.shapes)
     result = json.loads((place / workdir / "result.json").read_text())
     lines = [
         json.loads(line) for line in (place / workdir / "metrics.jsonl").read_text().splitlines()

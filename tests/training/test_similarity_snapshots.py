@@ -42,7 +42,7 @@ def test_a_line_an_epoch_and_one_before_the_first_step(whole, three, digits, net
         (i, i * run.steps_per_epoch) for i in range(4)
     ]
     first = jax.jit(run.init)().variables
-    last, step = stored_variables(whole, jax.eval_shape(run.init))
+    last, step = stored_variables(whole, run.shapes)
     assert step == run.steps
     for line, variables in ((lines[0], first), (lines[-1], last)):
         expected = similarity(network, variables)

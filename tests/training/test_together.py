@@ -63,7 +63,7 @@ def of_kind(workdir, kind):
 
 def last_state(run, workdir):
     with Checkpoints(workdir / "checkpoints") as checkpoints:
-        return checkpoints.restore(jax.eval_shape(run.init))[0]
+        return checkpoints.restore(run.shapes)[0]
 
 
 def timeless(result):
@@ -217,5 +217,7 @@ def test_runs_at_different_steps_are_refused(run_of, together, tmp_path):
         checkpoints.save(int(state.step), state, notes, wait=True)
     for name in ("config.json", "identity.json"):
         (workdirs[0] / name).write_text((together[0][1] / name).read_text())
-    with pytest.raises(ConfigError, match=r"stored no common step \(.*a at \d+, .*b at 0"):
+    with pytest.raises(
+        ConfigError, match=r"saved in every workdir \(.*a at \d+, .*b at 0"
+    ):
         fit_together([run_of(SEEDS[1]), run_of(7)], workdirs, quiet=True)

@@ -197,12 +197,22 @@ def test_the_folder_says_what_is_in_it(network, tmp_path):
     assert oct(folder.stat().st_mode)[-3:] == "755"
 
 
-def test_the_program_names_no_files_and_is_the_same_every_time(small):
+@pytest.fixture
+def locations():
+    """Programs hold the locations of their lines, as they do outside the tests."""
+    limit = "jax_traceback_in_locations_limit"
+    before = jax.config.values[limit]
+    jax.config.update(limit, 10)
+    yield limit
+    jax.config.update(limit, before)
+
+
+def test_the_program_names_no_files_and_is_the_same_every_time(small, locations):
     program = bytes_of(small)
     assert b".py" not in program
     assert str(pathlib.Path(paramshare.__file__).parent).encode() not in program
     assert program == bytes_of(small)
-    assert jax.config.values["jax_traceback_in_locations_limit"] != 0
+    assert jax.config.values[locations] == 10
 
 
 def test_float32_images_come_normalised(small):

@@ -195,7 +195,9 @@ def test_a_bank_is_not_folded_where_that_needs_more_parameters():
     """Three kernels are more than two templates."""
     shared, variables = dense_layers(Soft(2, initial="paper"))
     folded = fold(shared, variables, groups={"all": (0, 1, 2, 0, 1)})
-    assert folded.banks[0].note == f"not folded: 3 kernels would need {3 * 36 + 5} parameters"
+    assert folded.banks[0].note == (
+        f"not folded: 3 kernels would need {3 * 36 + 5} parameters, more than the {2 * 36 + 10} now"
+    )
     assert folded.shared == shared and not folded.changed
 
 
@@ -318,7 +320,7 @@ def test_lost_signs_are_counted():
     variables = with_rows(shared, variables, {"all": rows})
     folded = fold(shared, variables, threshold=1, scale=False)
     assert folded.banks[0].flipped == 2 and folded.banks[0].kernel_error == pytest.approx(2)
-    assert "2 layers lose their sign; use scale=True" in str(folded)
+    assert "2 negative scales were dropped; keep scales" in str(folded)
     assert fold(shared, variables, threshold=1).banks[0].flipped == 0
 
 
