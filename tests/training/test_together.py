@@ -217,7 +217,5 @@ def test_runs_at_different_steps_are_refused(run_of, together, tmp_path):
         checkpoints.save(int(state.step), state, notes, wait=True)
     for name in ("config.json", "identity.json"):
         (workdirs[0] / name).write_text((together[0][1] / name).read_text())
-    with pytest.raises(
-        ConfigError, match=r"saved in every workdir \(.*a at \d+, .*b at 0"
-    ):
+    with pytest.raises(ConfigError, match=r"saved in every workdir \(.*a at \d+, .*b at 0"):
         fit_together([run_of(SEEDS[1]), run_of(7)], workdirs, quiet=True)
