@@ -73,11 +73,21 @@ def zeros(shared: Shared) -> dict[str, Any]:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
+def banks_of(shared: Shared, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The banks of a model, each holding one array."""
+    return {
+        bank.name: jax.tree.map(
+            lambda _, name=bank.name: jnp.asarray(arrays[name]),
+            bank.scheme.shapes(bank.sites).bank,
+        )
+        for bank in shared.layout.banks
+    }
+
+
 def tied(kernels: Mapping[str, Any]) -> Model:
     """Banks of one kernel each, for two sites."""
     shared = sharing({name: (Tied(), kernel.shape, 2) for name, kernel in kernels.items()})
-    banks = {name: {"kernels": jnp.asarray(kernel)[None]} for name, kernel in kernels.items()}
-    return shared, {"banks": banks}
+    return shared, {"banks": banks_of(shared, {n: kernel[None] for n, kernel in kernels.items()})}
 
 
 def stages(*kernels: Any) -> Model:
@@ -96,8 +106,8 @@ def basis(filters: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> M
         name: {f"{name}{i}.kernel": jnp.asarray(array) for i, array in enumerate(arrays)}
         for name, arrays in own.items()
     }
-    variables = {"banks": {name: {"filters": jnp.asarray(a)} for name, a in filters.items()}}
-    return sharing(banks), variables | {"params": {"own": params}}
+    shared = sharing(banks)
+    return shared, {"banks": banks_of(shared, filters), "params": {"own": params}}
 
 
 def both(*models: Model) -> Model:
@@ -128,7 +138,7 @@ def test_filters_follow_the_output_axes_of_the_site():
     kernel = draw(3, 2, 4)  # two heads' outputs of three entries, from four inputs
     sites = (Site("out/kernel", kernel.shape, in_axes=(2,), out_axes=(0, 1)),)
     shared = Shared(nn.Dense(1), Layout((SharedBank("heads", Tied(), sites),), plain=0))
-    variables = {"banks": {"heads": {"kernels": jnp.asarray(kernel)[None]}}}
+    variables = {"banks": banks_of(shared, {"heads": kernel[None]})}
     expected = squares(kernel.reshape(6, 4).astype(np.float64)) / 36
     np.testing.assert_allclose(orthogonality(shared, variables), expected, rtol=CLOSE)
 
@@ -302,9 +312,9 @@ FILTERS = {"basis": (FilterBasis(6, 2), (8, 8), 1), "tied": (Tied(), (8, 8), 1)}
 def test_banks_without_filters_are_skipped():
     shared = sharing(OTHERS | FILTERS)
     variables = jax.tree.map(lambda leaf: draw(*leaf.shape), zeros(shared))
-    filters = rows(variables["banks"]["basis"]["filters"][0])
-    kernel = rows(variables["banks"]["tied"]["kernels"][0])
-    expected = (squares(filters) + squares(kernel)) / (36 + 64)
+    (filters,) = jax.tree.leaves(variables["banks"]["basis"])
+    (kernels,) = jax.tree.leaves(variables["banks"]["tied"])
+    expected = (squares(rows(filters[0])) + squares(rows(kernels[0]))) / (36 + 64)
     np.testing.assert_allclose(orthogonality(shared, variables), expected, rtol=CLOSE)
 
 

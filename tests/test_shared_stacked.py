@@ -59,7 +59,7 @@ def test_scanned_layers_share_with_one_another_and_with_others(axis, remat):
     stacked = shared.expand(variables)["params"]["layers"]["dense"]["kernel"]
     coefficients = variables["params"]["coefficients"]["shared"]
     assert set(coefficients) == {site.replace("/", ".") for site in sites}
-    templates = variables["banks"]["shared"]["templates"]
+    (templates,) = jax.tree.leaves(variables["banks"])
     kernels = [
         jnp.dot(coefficients[site.replace("/", ".")], templates).reshape(8, 8) for site in sites
     ]
