@@ -101,6 +101,18 @@ def test_recurrent_kernels_are_restored_with_signed_scales():
         assert np.ptp(fitted_of_group / scales[members]) < 1e-14  # one factor, with its sign
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_leading_vector_is_scaled_and_signed(seed):
+    """The mean of |c| is 1 and most of c is positive, whichever sign the decomposition takes."""
+    rows_LxN = np.random.default_rng(seed).normal(size=(5, 6)).astype(np.float32)
+    r, scales_L = leading(jnp.asarray(rows_LxN))
+    assert float(jnp.mean(jnp.abs(scales_L))) == pytest.approx(1, abs=1e-6)
+    assert float(jnp.sum(scales_L)) > 0
+    left, singular, right = np.linalg.svd(rows_LxN.astype(np.float64))
+    expected = singular[0] * np.outer(left[:, 0], right[0])
+    np.testing.assert_allclose(np.outer(scales_L, r), expected, atol=1e-5)
+
+
 def test_the_leading_vector_of_nothing_is_nothing():
     row, scales = leading(jnp.zeros((3, 4)))
     np.testing.assert_array_equal(row, np.zeros(4))
