@@ -1,6 +1,7 @@
 """`Shared` is an ordinary Flax module: collections, random keys, methods, transformations."""
 
 import copy
+import dataclasses
 import functools
 import pickle
 from typing import Any
@@ -14,7 +15,7 @@ import optax
 import pytest
 
 import paramshare
-from paramshare import FilterBasis, Plan, PlanError, Rule, Shared, Soft
+from paramshare import FilterBasis, Plan, PlanError, Repeat, Ring, Rule, Shared, Soft, Tied
 
 KEY = jax.random.key(0, impl="rbg")  # compiles faster than the default
 X = jax.random.normal(jax.random.key(1), (4, 8))
@@ -114,12 +115,55 @@ class Ordered(nn.Module):
         return x
 
 
-def test_the_order_of_calls_does_not_change_what_stored_coefficients_mean():
-    plan = Plan(Rule(".*/kernel", Soft(2, initial="paper")))
+IN_ANY_ORDER = [
+    Soft(2),
+    Tied(groups=(0, 1, 0), scaled=True),
+    Tied(groups=(0, 1, 1)),
+    FilterBasis(2, 6, bases=2),
+    *[Ring(100, mode) for mode in ("ring", "global", "tile", "hash")],
+    Repeat(base=(4, 4)),
+    Repeat(source="b/kernel"),
+]
+
+
+@pytest.mark.parametrize("scheme", IN_ANY_ORDER, ids=str)
+def test_the_order_of_calls_does_not_change_what_stored_variables_mean(scheme):
+    plan = Plan(Rule(".*/kernel", dataclasses.replace(scheme, initial="paper")))
     first, second = (paramshare.share(Ordered(tuple(o)), plan, X) for o in ("abc", "cab"))
     assert [site.path[0] for site in second.layout["shared"].sites] == ["c", "a", "b"]
-    variables = first.init(KEY, X)
-    chex.assert_trees_all_close(second.expand(variables), first.expand(variables), **CLOSE)
+    shapes = jax.eval_shape(first.init, KEY, X)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), "float32"), shapes
+    )
+    dense = first.expand(variables)
+    chex.assert_trees_all_close(second.expand(variables), dense, **CLOSE)
+    fitted = [
+        shared.layout["shared"].scheme.from_dense(
+            shared.layout.read(dense["params"])["shared"], shared.layout["shared"].sites
+        )
+        for shared in (first, second)
+    ]
+    chex.assert_trees_all_close(*fitted, **CLOSE)
+
+
+def test_the_method_that_is_traced_does_not_change_what_stored_variables_mean():
+    class There(nn.Module):
+        def setup(self):
+            self.first, self.second = nn.Dense(8), nn.Dense(8)
+
+        def __call__(self, x):
+            return self.second(self.first(x))
+
+        def backward(self, x):
+            return self.first(self.second(x))
+
+    plan = Plan(Rule(".*/kernel", Ring(100, initial="paper")))
+    shared, other = (
+        paramshare.share(There(), plan, X, method=name) for name in ("__call__", "backward")
+    )
+    variables = shared.init(KEY, X)
+    chex.assert_trees_all_equal(shared.expand(variables), other.expand(variables))
 
 
 def test_init_with_output_and_eval_shape_agree_with_init():

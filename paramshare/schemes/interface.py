@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -139,10 +140,11 @@ class Scheme:
     """Base class of sharing schemes: checks sites and arrays once, then calls the scheme's methods.
 
     A scheme is a frozen dataclass (hashable, static under `jax.jit`) with the methods `_init` and
-    `_expand`, and where they apply `_check` and `_from_dense`. They take checked arguments:
+    `_expand`, and where they apply `_check` and `_from_dense`. They take checked arguments, with
+    the sites in the order of their paths (`path_order`), whichever order the model calls them in:
 
     * `_init(key, sites) -> Weights`: draws the arrays.
-    * `_expand(weights, sites)`: the kernels, in the order of the sites; casting is done here.
+    * `_expand(weights, sites)`: the kernels, in the order of these sites; casting is done here.
     * `_check(sites)`: raises `SchemeError` for sites that the scheme cannot serve.
     * `_from_dense(kernels, sites) -> Weights`: the arrays whose kernels are nearest to these.
 
@@ -207,7 +209,7 @@ class Scheme:
                     f"{self} needs sites of one shape, but {sites[0]} is {sites[0].shape} and "
                     f"{site} is {site.shape}; give each shape its own bank"
                 )
-        self._check(sites)
+        self._check(_take(sites, path_order(sites)))
 
     def check_initializer(self, sites: tuple[Site, ...]) -> None:
         """Raises `SchemeError` if `init` needs statistics that are missing or of no use to it."""
@@ -247,7 +249,7 @@ class Scheme:
         """
         self.check(sites)
         self.check_initializer(sites)
-        return self._init(key, sites)
+        return self._init(key, _take(sites, path_order(sites)))
 
     def expand(self, weights: Weights, sites: tuple[Site, ...]) -> tuple[jax.Array, ...]:
         """The kernels of the sites, in their order, each of its site's shape and dtype.
@@ -256,8 +258,10 @@ class Scheme:
           SchemeError: if the arrays do not have the shapes that `init` gives.
         """
         self.check_weights(weights, sites)
-        kernels = self._expand(weights, sites)
-        chex.assert_shape(list(kernels), [site.shape for site in sites])
+        order = path_order(sites)
+        made = dict(zip(order, self._expand(weights, _take(sites, order)), strict=True))
+        kernels = [made[i] for i in range(len(sites))]
+        chex.assert_shape(kernels, [site.shape for site in sites])
         return tuple(k.astype(site.dtype) for k, site in zip(kernels, sites, strict=True))
 
     def from_dense(self, kernels: tuple[jax.Array, ...], sites: tuple[Site, ...]) -> Weights:
@@ -280,8 +284,9 @@ class Scheme:
                     f"{self}: the kernel of {site} must have shape {site.shape}, got "
                     f"{jnp.shape(kernel)}"
                 )
-        dtype = bank_dtype(sites)
-        return self._from_dense(tuple(jnp.asarray(kernel, dtype) for kernel in kernels), sites)
+        dtype, order = bank_dtype(sites), path_order(sites)
+        arrays = [jnp.asarray(kernels[i], dtype) for i in order]
+        return self._from_dense(tuple(arrays), _take(sites, order))
 
     def filters(self, weights: Weights, sites: tuple[Site, ...]) -> Filters | None:
         """The filters to keep orthonormal; None where the scheme has none."""
@@ -296,7 +301,7 @@ class Scheme:
         return rows_GxN.reshape(-1, *site.shape)
 
     def groups_of(self, sites: tuple[Site, ...]) -> tuple[int, ...] | None:
-        """The group of each site, for schemes that tie whole kernels; else None."""
+        """The group of each site, in order, for schemes that tie whole kernels; else None."""
         return None
 
     def _check(self, sites: tuple[Site, ...]) -> None:
@@ -313,6 +318,29 @@ class Scheme:
             f"{self} cannot be fitted to kernels; train it from its initialization, or use another "
             "scheme"
         )
+
+
+@functools.lru_cache(maxsize=1024)
+def path_order(sites: tuple[Site, ...]) -> tuple[int, ...]:
+    """The positions of the sites, sorted by path, with numbers by value.
+
+    What a bank stores then means the same whichever order the model calls its layers in.
+
+    Example:
+      >>> from paramshare.schemes.interface import path_order
+      >>> path_order((Site("layer10/kernel", (2,)), Site("layer9/kernel", (2,))))
+      (1, 0)
+    """
+
+    def key(i: int) -> list[tuple[int, int, str]]:
+        parts = re.split(r"([0-9]+)", str(sites[i]))
+        return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts]
+
+    return tuple(sorted(range(len(sites)), key=key))
+
+
+def _take(items: tuple[Any, ...], places: tuple[int, ...]) -> tuple[Any, ...]:
+    return tuple(items[i] for i in places)
 
 
 def bank_dtype(sites: tuple[Site, ...]) -> jnp.dtype:
@@ -365,7 +393,8 @@ def _shapes(scheme: Scheme, sites: tuple[Site, ...]) -> Weights:
     scheme.check(sites)
     # Shapes do not depend on the statistics, which the sites may lack.
     sites = tuple(dataclasses.replace(site, mean=0.0, std=1.0) for site in sites)
-    return jax.eval_shape(lambda: scheme._init(jax.random.key(0), sites))
+    in_order = _take(sites, path_order(sites))
+    return jax.eval_shape(lambda: scheme._init(jax.random.key(0), in_order))
 
 
 def _paths(weights: Any) -> dict[str, tuple[int, ...]]:

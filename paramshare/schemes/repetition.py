@@ -147,15 +147,10 @@ class Repeat(Scheme):
         return dataclasses.replace(self, like=type(self.like).__name__, shapes_by_path=shapes)
 
     def _check(self, sites: tuple[Site, ...]) -> None:
-        if self.source is not None and str(sites[0]) != self.source:
-            if self.source not in map(str, sites):
-                raise SchemeError(
-                    f"{self}: the source is not among the sites ({sites[0]}, ...); the rule must "
-                    "match it too"
-                )
+        if self.source is not None and self.source not in map(str, sites):
             raise SchemeError(
-                f"{self}: the model calls {sites[0]} before the source, but layers can only repeat "
-                f"an earlier one; make {sites[0]} the source"
+                f"{self}: the source is not among the sites ({sites[0]}, ...); the rule must match "
+                "it too"
             )
         for site in sites:
             if len(site.shape) < 2:
@@ -193,7 +188,7 @@ class Repeat(Scheme):
                 shapes = coefficient_shapes[site.key]
                 limit = math.sqrt(6 / (math.prod(shapes["tiles"][:2]) + 1))
                 ranges = {"tiles": (-limit, limit), "outputs": (0.0, 1.0), "inputs": (0.0, 1.0)}
-                origin = sites[0] if self.source is not None else site
+                origin = self._origin(site, sites)
                 coefficients[site.key] = {
                     name: jax.random.uniform(scalar_key, shapes[name], dtype, *ranges[name])
                     if paper
@@ -213,7 +208,7 @@ class Repeat(Scheme):
     def _expand(self, weights: Weights, sites: tuple[Site, ...]) -> tuple[jax.Array, ...]:
         kernels = []
         for site in sites:
-            kernel = weights.bank[(sites[0] if self.source is not None else site).key]
+            kernel = weights.bank[self._origin(site, sites).key]
             if site.matrix_shape != kernel.shape:
                 scalars = weights.coefficients.get(site.key, {})
                 kernel = self._repeat(kernel, site.matrix_shape, scalars)
@@ -245,7 +240,7 @@ class Repeat(Scheme):
                 [scalars.get(sites[i].key, {}) for i in members],
                 centred=self.transform == "fourier",
             )
-            bank[sites[members[0]].key] = base
+            bank[self._origin(sites[members[0]], sites).key] = base
             coefficients |= {
                 sites[i].key: values for i, values in zip(members, fitted, strict=True) if values
             }
@@ -277,7 +272,8 @@ class Repeat(Scheme):
     def _bases(self, sites: tuple[Site, ...]) -> tuple[Shape, ...]:
         """The shape of every site's base, in matrix form."""
         if self.like is None:
-            return (self.base if self.base is not None else sites[0].matrix_shape,) * len(sites)
+            source = self._origin(sites[0], sites).matrix_shape
+            return (self.base if self.base is not None else source,) * len(sites)
         shapes = dict(self.shapes_by_path)
         for site in sites:
             if site.path not in shapes:
@@ -305,7 +301,13 @@ class Repeat(Scheme):
             shapes |= {"outputs": (m,)} if more_out else {}
             shapes |= {"inputs": (m,)} if more_in else {}
             coefficients[site.key] = shapes
-        return {sites[0].key: bases[0]} if self.source is not None else bank, coefficients
+        return {self._origin(site, sites).key: bank[site.key] for site in sites}, coefficients
+
+    def _origin(self, site: Site, sites: tuple[Site, ...]) -> Site:
+        """The site whose base `site` repeats: the source, or itself."""
+        if self.source is None:
+            return site
+        return next(other for other in sites if str(other) == self.source)
 
 
 def _small_matrix(shape: Shape, site: Site) -> Shape:

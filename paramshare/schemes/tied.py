@@ -20,6 +20,7 @@ from paramshare.schemes.interface import (
     bank_dtype,
     check_choice,
     check_flag,
+    path_order,
 )
 
 
@@ -43,8 +44,8 @@ class Tied(Scheme):
     Args:
       orthonormal: whether the filters of a kernel (its output axes count them) start as rows of one
         (semi-)orthogonal matrix, instead of normal.
-      groups: the group of each site, numbered from 0 in the order of their first site; None is one
-        group for all sites.
+      groups: the group of each site, in the order of the sites' paths ("layer2" before "layer10"),
+        numbered from 0 in the order of their first site; None is one group for all sites.
       scaled: whether every site has a signed scale.
       initial: "model" or "paper", see above.
 
@@ -146,8 +147,11 @@ class Tied(Scheme):
         return self.weights(jnp.stack(rows), scales_L, sites)
 
     def groups_of(self, sites: tuple[Site, ...]) -> tuple[int, ...]:
-        """The group of each site."""
-        return (0,) * len(sites) if self.groups is None else self.groups
+        """The group of each site, in the order of `sites`."""
+        if self.groups is None:
+            return (0,) * len(sites)
+        group = dict(zip(path_order(sites), self.groups, strict=True))
+        return tuple(group[i] for i in range(len(sites)))
 
     def filters(self, weights: Weights, sites: tuple[Site, ...]) -> Filters:
         """The filters of all kernels, stacked."""

@@ -37,8 +37,8 @@ class Model:
     name: str = "swrn-16-1-1"
     """Name in the zoo; `paramshare models` lists all names."""
     tied: tuple[str, ...] = ()
-    """Banks whose layers are tied in groups: "stage2=0,1,0,1" gives each layer its group,
-    "stage2=*0,1,0,1" adds a signed scale to each layer."""
+    """Banks whose layers are tied in groups: "stage2=0,1,0,1" gives each layer its group, in the
+    order of the layers' paths; "stage2=*0,1,0,1" adds a signed scale to each layer."""
     num_classes: int | None = None
     """Outputs of the classifier; None uses the number of classes of the data set."""
     bfloat16: bool = False

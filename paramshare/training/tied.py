@@ -50,5 +50,5 @@ def tied_scheme(text: str) -> tuple[str, Tied]:
 def tied_text(bank: SharedBank) -> str:
     """The inverse of `tied_scheme`, for a bank under `Tied`."""
     assert isinstance(bank.scheme, Tied)
-    groups = bank.scheme.groups_of(bank.sites)
+    groups = bank.scheme.groups or (0,) * len(bank.sites)
     return f"{bank.name}={'*' if bank.scheme.scaled else ''}{','.join(map(str, groups))}"

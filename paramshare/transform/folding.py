@@ -15,6 +15,7 @@ from paramshare.layout import COLLECTIONS, SharedBank, table, variables_of
 from paramshare.measure.change import output_change, relative_change
 from paramshare.measure.similarity import By, check_by, layer_rows
 from paramshare.schemes import Tied, Weights
+from paramshare.schemes.interface import path_order
 from paramshare.schemes.tied import leading
 from paramshare.shared import Shared, check_shared
 from paramshare.transform.grouping import (
@@ -23,6 +24,7 @@ from paramshare.transform.grouping import (
     check_threshold,
     cosines,
     group,
+    in_order,
     select_banks,
     unfoldable,
 )
@@ -237,7 +239,8 @@ def _fold_bank(
         )
     groups = given or group(cosines(rows_LxN), threshold)
     count, before = max(groups) + 1, sum(bank.trainable)
-    if bank.scheme.groups_of(bank.sites) == groups and (scale or not weights.coefficients):
+    tied_already = bank.scheme.groups_of(bank.sites)
+    if tied_already and in_order(tied_already) == groups and (scale or not weights.coefficients):
         return _unchanged(bank, "already folded", groups)
     if count == len(groups):
         reason = "every layer is a group of its own" if given else "no two layers are similar"
@@ -252,8 +255,11 @@ def _fold_bank(
     if not scale:
         scales_L[:] = 1
     initial = "model" if bank.scheme.measures_initializer else "paper"
-    scheme = Tied(groups=groups, scaled=scale, initial=initial)
+    # `Tied` numbers groups in the order of paths, which calls may not follow.
+    by_path = [groups[i] for i in path_order(bank.sites)]
+    scheme = Tied(groups=in_order(by_path), scaled=scale, initial=initial)
     dtype = jax.tree.leaves(weights.bank)[0].dtype
+    rows_GxN = rows_GxN[list(dict.fromkeys(by_path))]
     kernels = jnp.asarray(_kernels(bank, weights, rows_GxN, by), dtype)
     tied = scheme.weights(kernels, jnp.asarray(scales_L, dtype), bank.sites)
     before_and_after = zip(

@@ -52,11 +52,6 @@ SITES = {
         (CONV, SMALL),
         "source is not among the sites",
     ),
-    "source called later": (
-        Repeat(source="small/kernel"),
-        (CONV, SMALL),
-        "calls conv/kernel before the source",
-    ),
     "source with one axis": (
         Repeat(source="bias"),
         (Site("bias", (8,)), Site("c", (8,))),
@@ -87,10 +82,6 @@ PLANS = {
     "like has a vector": (
         Rule("hidden/bias", Repeat(like=Net(), initial="paper")),
         r"hidden/bias is \(4,\)",
-    ),
-    "source called later": (
-        Rule("(conv|stem)/kernel", Repeat(source="conv/kernel", initial="paper")),
-        "make stem/kernel the source",
     ),
     "source not matched": (
         Rule("conv/kernel", Repeat(source="stem/kernel", initial="paper")),

@@ -189,7 +189,7 @@ def test_a_layer_added_at_the_end_moves_nothing(mode):
 def test_a_layer_added_in_front_only_moves_the_starts(mode):
     size, members = 101, sites(*SHAPES)
     slots, signs = read(paper(size, mode), members)
-    moved, moved_signs = read(paper(size, mode), (Site("stem/kernel", (5, 3)), *members))
+    moved, moved_signs = read(paper(size, mode), (Site("first/kernel", (5, 3)), *members))
     for before, after in zip(slots, moved[1:], strict=True):
         np.testing.assert_array_equal((after - before) % size, 15 if mode == "ring" else 0)
     assert all(np.array_equal(a, b) for a, b in zip(signs, moved_signs[1:], strict=True))
