@@ -252,7 +252,10 @@ class Scheme:
         return self._init(key, _take(sites, path_order(sites)))
 
     def expand(self, weights: Weights, sites: tuple[Site, ...]) -> tuple[jax.Array, ...]:
-        """The kernels of the sites, in their order, each of its site's shape and dtype.
+        """The kernels of the sites, in their order, each of its site's shape.
+
+        Kernels have the dtypes of their sites. If the arrays were cast from the dtype that `init`
+        gives to another one, to bfloat16 or to float64, kernels have that dtype instead.
 
         Raises:
           SchemeError: if the arrays do not have the shapes that `init` gives.
@@ -262,7 +265,9 @@ class Scheme:
         made = dict(zip(order, self._expand(weights, _take(sites, order)), strict=True))
         kernels = [made[i] for i in range(len(sites))]
         chex.assert_shape(kernels, [site.shape for site in sites])
-        return tuple(k.astype(site.dtype) for k, site in zip(kernels, sites, strict=True))
+        cast = _dtype({jnp.dtype(leaf.dtype) for leaf in jax.tree.leaves(weights)})
+        dtypes = [site.dtype if cast == bank_dtype(sites) else cast for site in sites]
+        return tuple(k.astype(dtype) for k, dtype in zip(kernels, dtypes, strict=True))
 
     def from_dense(self, kernels: tuple[jax.Array, ...], sites: tuple[Site, ...]) -> Weights:
         """The arrays whose kernels are nearest to the given ones, in the sum of squares.
@@ -284,7 +289,8 @@ class Scheme:
                     f"{self}: the kernel of {site} must have shape {site.shape}, got "
                     f"{jnp.shape(kernel)}"
                 )
-        dtype, order = bank_dtype(sites), path_order(sites)
+        order = path_order(sites)
+        dtype = _dtype({bank_dtype(sites), *(jnp.asarray(kernel).dtype for kernel in kernels)})
         arrays = [jnp.asarray(kernels[i], dtype) for i in order]
         return self._from_dense(tuple(arrays), _take(sites, order))
 
@@ -345,12 +351,13 @@ def _take(items: tuple[Any, ...], places: tuple[int, ...]) -> tuple[Any, ...]:
 
 def bank_dtype(sites: tuple[Site, ...]) -> jnp.dtype:
     """The dtype of a bank: float32 at least, whatever precision the sites' parameters have."""
+    return _dtype({jnp.dtype(jnp.float32), *(jnp.dtype(site.dtype) for site in sites)})
+
+
+def _dtype(dtypes: set[jnp.dtype]) -> jnp.dtype:
+    """The widest of these dtypes."""
     # Not `jnp.result_type`: it refuses bfloat16 beside float32 under strict dtype promotion.
-    return max(
-        jnp.dtype(jnp.float32),
-        *(jnp.dtype(site.dtype) for site in sites),
-        key=lambda dtype: dtype.itemsize,
-    )
+    return max(dtypes, key=lambda dtype: dtype.itemsize)
 
 
 def check_axes(site: Site) -> None:

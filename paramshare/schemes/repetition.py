@@ -225,7 +225,7 @@ class Repeat(Scheme):
         """
         bases = self._bases(sites)
         targets = [site.to_matrix(kernel) for site, kernel in zip(sites, kernels, strict=True)]
-        start = jnp.asarray(identity(self.transform), bank_dtype(sites))
+        start = jnp.asarray(identity(self.transform), kernels[0].dtype)
         scalars = {
             key: {name: jnp.broadcast_to(start, shape) for name, shape in shapes.items()}
             for key, shapes in self._array_shapes(sites)[1].items()

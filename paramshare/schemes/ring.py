@@ -134,7 +134,7 @@ class Ring(Scheme):
         at least the number of entries T: no slot is then used twice. Slots that no site uses are
         zero.
         """
-        zeros_N = jnp.zeros((self.size,), bank_dtype(sites))
+        zeros_N = jnp.zeros((self.size,), kernels[0].dtype)
         expand = jax.vjp(lambda ring: self._expand(Weights({"ring": ring}), sites), zeros_N)[1]
         pick = jax.vjp(lambda ring: self._pick(ring, sites), zeros_N)[1]
         (sums_N,) = expand(kernels)

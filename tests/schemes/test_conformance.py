@@ -96,6 +96,25 @@ def test_shapes_and_dtypes(case, dtype):
     ]
 
 
+def test_kernels_are_as_exact_as_float64_variables(case):
+    """As weights of a plain model are: nothing is rounded to the dtype of the sites."""
+    with jax.enable_x64(True):
+        weights = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), drawn(case))
+        members = case.sites, as_dtype(case, "float64")
+        kernels, exact = jax.jit(lambda w: [case.scheme.expand(w, s) for s in members])(weights)
+        chex.assert_trees_all_equal(kernels, exact)
+
+
+def test_kernels_have_the_dtype_that_variables_are_cast_to(one):
+    weights = jax.tree.map(lambda x: x.astype(jnp.bfloat16), drawn(one))
+    kernels = jax.eval_shape(lambda w: one.scheme.expand(w, one.sites), weights)
+    assert {kernel.dtype for kernel in kernels} == {jnp.dtype(jnp.bfloat16)}
+    with jax.enable_x64(True):
+        kernels = tuple(jnp.asarray(kernel, jnp.float64) for kernel in dense(one))
+        fitted = jax.eval_shape(lambda k: one.scheme.from_dense(k, one.sites), kernels)
+        assert {leaf.dtype for leaf in jax.tree.leaves(fitted)} == {jnp.dtype(jnp.float64)}
+
+
 def test_paper_initialization_never_changes(case):
     if case.golden is None:
         pytest.skip("not recorded")
