@@ -91,6 +91,7 @@ def from_arrays(
     seed: int = 0,
     task: Task | None = None,
     num_classes: int | None = None,
+    channels: int | None = None,
     train_examples: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
@@ -110,7 +111,10 @@ def from_arrays(
         `validation_data`, 0 drops it and anything else keeps all of it.
       seed: 0 <= seed < 2**64.
       task: what the labels are for; None for classification.
-      num_classes: number of classes; None for the largest label plus one.
+      num_classes: number of classes; None for the largest label plus one. Then every class must
+        have training examples: a gap usually means that labels start at 1, or that one is wrong.
+      channels: number of channels, the last axis. Needed only if the second axis looks like the
+        channels, as in (N, 3, 32, 32).
       train_examples: train on this many only, the first of the seed's order; None for all.
       mean: mean of each channel, on the scale of the inputs. None computes it from the training
         part of uint8 images, and passes other inputs on as they are.
@@ -129,7 +133,7 @@ def from_arrays(
     if validation_data is not None:
         parts["validation"] = validation_data
     if task is None:
-        parts = {part: (_images(x), _classes(y)) for part, (x, y) in parts.items()}
+        parts = {part: (_images(x, channels), _classes(y)) for part, (x, y) in parts.items()}
     sources = {part: ArraySource(*arrays) for part, arrays in parts.items()}
     shape = sources["train"].input.shape[1:]
     for part, source in sources.items():
@@ -166,16 +170,20 @@ def from_arrays(
         mean, std = computed[0] if mean is None else mean, computed[1] if std is None else std
     if mean is not None and std is not None:
         mean, std = tuple(float(m) for m in mean), tuple(float(s) for s in std)
-        if len(mean) != shape[-1] or len(std) != shape[-1] or not all(s > 0 for s in std):
+        valid = np.isfinite([*mean, *std]).all() and all(s > 0 for s in std)
+        if len(mean) != shape[-1] or len(std) != shape[-1] or not valid:
             raise DataError(
-                f"{name}: mean is {mean} and std {std}; they must have one number for each of "
-                f"{shape[-1]} channels, std above 0: leave them out to compute them"
+                f"{name}: mean is {mean} and std {std}; they must have one finite number for each "
+                f"of {shape[-1]} channels, std above 0: leave them out to compute them"
             )
     return Dataset(name, training, held_out, sources["test"], task, shape, mean, std)
 
 
-def _images(values: Any) -> np.ndarray:
-    image = np.asarray(values)
+def _images(values: Any, channels: int | None) -> np.ndarray:
+    try:
+        image = np.asarray(values)
+    except ValueError:
+        raise DataError("images differ in shape; resize them to one shape (H, W, C)") from None
     if image.ndim != 4:
         remedy = "pass image[..., None]" if image.ndim == 3 else "reshape it"
         raise DataError(f"image has shape {image.shape}; it must be (N, H, W, C): {remedy}")
@@ -183,11 +191,34 @@ def _images(values: Any) -> np.ndarray:
         raise DataError(
             f"image has dtype {image.dtype}; it must be uint8 from 0 to 255: scale and cast it"
         )
+    if channels not in (None, image.shape[3]):
+        raise DataError(
+            f"image has shape {image.shape}, so {image.shape[3]} channels, but channels is "
+            f"{channels}; it must be (N, H, W, C)"
+        )
+    if channels is None and looks_channels_first(image.shape):
+        raise DataError(
+            f"image has shape {image.shape}, which looks like (N, C, H, W); pass "
+            f"np.moveaxis(image, 1, -1), or channels={image.shape[3]} if it is (N, H, W, C)"
+        )
     return image
 
 
+def looks_channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether images of a shape (N, _, _, _) have their channels on the second axis.
+
+    Example:
+      >>> looks_channels_first((10, 3, 32, 32)), looks_channels_first((10, 1, 8, 3))
+      (True, False)
+    """
+    return shape[1] in (1, 3) and shape[2] > 4 and shape[3] > 4
+
+
 def _classes(values: Any) -> np.ndarray:
-    label = np.asarray(values)
+    try:
+        label = np.asarray(values)
+    except ValueError:
+        raise DataError("labels differ in shape; pass one integer per image") from None
     if label.ndim != 1:
         raise DataError(f"label has shape {label.shape}; it must be one integer per image, (N,)")
     if len(label) and not np.issubdtype(label.dtype, np.integer):
@@ -206,10 +237,28 @@ def _classification(
     name: str, sources: Mapping[str, ArraySource], num_classes: int | None
 ) -> Classification:
     largest = max(int(source.label.max(initial=-1)) for source in sources.values())
-    num_classes = largest + 1 if num_classes is None else num_classes
+    if num_classes is None:
+        if len(sources["train"]):
+            _check_every_class(name, sources["train"].label, largest)
+        num_classes = largest + 1
     if largest >= num_classes:
         raise DataError(
             f"{name}: label {largest} must be below num_classes={num_classes}; pass "
             f"num_classes={largest + 1} or correct the labels"
         )
-    return Classification(num_classes)
+    try:
+        return Classification(num_classes)
+    except TaskError as error:
+        raise DataError(f"{name}: {error}") from None
+
+
+def _check_every_class(name: str, train: np.ndarray, largest: int) -> None:
+    """Checks that every class up to the largest label has training examples."""
+    missing = np.setdiff1d(np.arange(min(largest + 1, len(train) + 1)), train)
+    if len(missing):
+        present = np.unique(train)
+        raise DataError(
+            f"{name}: labels run up to {largest}, but no training example has label {missing[0]} "
+            f"({len(present)} classes do, from {present.min()} to {present.max()}); number the "
+            f"classes from 0, correct the labels, or pass num_classes={largest + 1}"
+        )

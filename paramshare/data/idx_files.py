@@ -143,6 +143,11 @@ def read(folder: Folder) -> dict[str, tuple[np.ndarray, np.ndarray]]:
                 f"{str(image_file)!r} has {image.ndim} dimensions {image.shape}; images must have "
                 "3 (N, H, W) or 4 (N, H, W, C)"
             )
+        if image.ndim == 4 and image.shape[1] in (1, 3) and min(image.shape[2:]) > 4:
+            raise DataError(
+                f"{str(image_file)!r} has shape {image.shape}, which looks like (N, C, H, W); "
+                "write it as (N, H, W, C)"
+            )
         if label.ndim != 1:
             raise DataError(
                 f"{str(label_file)!r} has {label.ndim} dimensions {label.shape}; labels must have "

@@ -39,6 +39,8 @@ def read(
     image_size: int | None = None,
     splits: tuple[str, str | None, str] | None = None,
     constants: tuple[Channels, Channels] | None = None,
+    num_classes: int | None = None,
+    stated: bool = True,
 ) -> Dataset:
     """Reads a set of images with one class each, into memory if it is small and of one shape.
 
@@ -51,6 +53,8 @@ def read(
       image_size: side of the crop, for sets whose images vary in size; None for 224.
       splits: names of the training, validation (or None) and test splits; None for the usual ones.
       constants: mean and std of each channel; None to compute them from the training part.
+      num_classes: number of classes, for a builder that does not state it.
+      stated: whether the builder states the number of classes, or counts the labels.
 
     Returns:
       The data set. Its test part does not depend on `config` and `seed`.
@@ -78,7 +82,8 @@ def read(
             name=name,
             validation=config.validation,
             seed=seed,
-            num_classes=train.num_classes,
+            num_classes=train.num_classes if stated else num_classes,
+            channels=shape[2],
             train_examples=config.train_examples,
             mean=constants[0] if constants else None,
             std=constants[1] if constants else None,

@@ -23,6 +23,9 @@ class Classification(Task):
       label_smoothing: fraction of the target spread evenly over all classes in training (Szegedy et
         al. 2016).
 
+    Raises:
+      TaskError: if there are fewer than two classes.
+
     Example:
       >>> task, labels = Classification(2), jnp.array([0, 1])
       >>> logits = jnp.array([[2.0, 1.0], [2.0, 1.0]])
@@ -40,6 +43,13 @@ class Classification(Task):
         Measure("top5", "top-5 accuracy", "top5", fraction_of_examples=True),
     )
     outputs_per_input: ClassVar[str] = "one output per class"
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise TaskError(
+                f"num_classes is {self.num_classes}; there is nothing to learn from fewer than two "
+                "classes: check the labels"
+            )
 
     def label_spec(self, input_shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         """A number from 0 to num_classes - 1."""

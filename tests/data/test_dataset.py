@@ -109,7 +109,10 @@ def test_a_task_takes_other_inputs_and_labels():
             "label 4 must be below num_classes=3",
         ),
         (lambda: from_arrays(part(9), part(0)), "the test part has no examples"),
-        (lambda: from_arrays(part(9), part(9), mean=(1.0,)), "one number for each of 2 channels"),
+        (
+            lambda: from_arrays(part(9), part(9), mean=(1.0,)),
+            "one finite number for each of 2 channels",
+        ),
         (lambda: from_arrays(part(9), part(9), task=Paths()), "train: the label of one input is"),
         (lambda: from_arrays(part(9), part(9), task=Paths(), num_classes=2), "beside a task"),
         (lambda: ArraySource(part(2)[0], [0]), r"label has shape \(1,\), but input has shape"),
@@ -123,6 +126,53 @@ def test_mistakes_raise_errors(call, words):
     with pytest.raises(DataError, match=words) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+IMAGES = part(40)[0]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        (np.arange(40) % 4 + 1, np.arange(9) % 4 + 1, "no training example has label 0 .*from 1"),
+        (np.arange(40) % 4 + 1, np.arange(9) % 4, "no training example has label 0"),
+        (np.arange(40) % 4, np.arange(9) % 5, "labels run up to 4, .* has label 4"),
+        ([*[0, 1] * 19, 0, 40_000], np.zeros(9, int), "no .* label 2 .*num_classes=40001"),
+        (np.zeros(40, int), np.zeros(9, int), "num_classes is 1; .*fewer than two classes"),
+    ],
+)
+def test_classes_without_training_examples_are_refused_unless_they_are_counted(train, test, words):
+    with pytest.raises(DataError, match=words):
+        from_arrays((IMAGES, train), (IMAGES[:9], test))
+    classes = max(2, int(np.max(train)) + 1, int(np.max(test)) + 1)
+    data = from_arrays((IMAGES, train), (IMAGES[:9], test), num_classes=classes)
+    assert data.task == Classification(classes)
+
+
+def test_channels_that_come_first_are_refused():
+    image, label = np.zeros((10, 3, 32, 32), np.uint8), np.arange(10) % 2
+    with pytest.raises(DataError, match=r"looks like \(N, C, H, W\); pass np.moveaxis"):
+        from_arrays((image, label), (image, label))
+    moved = np.moveaxis(image, 1, -1)
+    assert from_arrays((moved, label), (moved, label)).input_shape == (32, 32, 3)
+    assert from_arrays((image, label), (image, label), channels=32).input_shape == (3, 32, 32)
+    with pytest.raises(DataError, match="so 32 channels, but channels is 3"):
+        from_arrays((image, label), (image, label), channels=3)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_statistics_that_are_not_finite_are_refused(name, bad):
+    with pytest.raises(DataError, match="one finite number"):
+        from_arrays(part(9), part(9), **{name: (1.0, bad)})
+
+
+def test_uneven_images_and_labels_are_refused():
+    uneven = [np.zeros((4, 4, 2), np.uint8), np.zeros((4, 5, 2), np.uint8)]
+    with pytest.raises(DataError, match="images differ in shape; resize"):
+        from_arrays((uneven, [0, 1]), part(2))
+    with pytest.raises(DataError, match="labels differ in shape"):
+        from_arrays((part(2)[0], [0, [1, 2]]), part(2))
 
 
 @pytest.mark.parametrize(

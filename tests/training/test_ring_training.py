@@ -42,7 +42,7 @@ def trained(all_digits):
     def batch(index: np.ndarray):
         return run.devices.cut(all_digits.train.take(index).arrays)  # type: ignore
 
-    for at in range(0, 1437 * 3, 64):
+    for at in range(0, 1437 * 4, 64):
         state, metrics = step(state, None, batch(order[np.arange(at, at + 64) % 1437]))
     assert metrics["finite"]
     same = batch(np.arange(64))

@@ -10,6 +10,7 @@ from paramshare.data.error import DataError
 from paramshare.data.prepared import prepared_builder
 from paramshare.data.reading import PreparedConfig, read
 from paramshare.data.registry import register
+from paramshare.tasks.config import Count
 
 
 def _absolute(path: str | None) -> str | None:
@@ -24,6 +25,8 @@ class Idx(PreparedConfig):
     path: Annotated[str | None, pydantic.AfterValidator(_absolute)] = None
     """Folder with train-images-idx3-ubyte[.gz] and the three other files; stored as an absolute
     path."""
+    num_classes: Count | None = None
+    """Number of classes, if some have no training images; None for the largest label plus one."""
 
     def load(self, seed: int = 0) -> Dataset:
         """The images of the folder; the seed chooses the validation images."""
@@ -33,7 +36,7 @@ class Idx(PreparedConfig):
                 "train-images-idx3-ubyte[.gz] and the three other files"
             )
         builder = prepared_builder(self._builder, self.name, self.data_dir, local=True)
-        return read(builder, self, seed)
+        return read(builder, self, seed, num_classes=self.num_classes, stated=False)
 
     def _builder(self, data_dir: str | None) -> Any:
         from paramshare.data.sets.builders.idx import IdxBuilder
