@@ -1,6 +1,8 @@
 """A data set: sources of examples, the task, and the facts that a network needs."""
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -9,7 +11,7 @@ import numpy as np
 
 from paramshare.data import order, statistics
 from paramshare.data.error import DataError
-from paramshare.data.sources import ArraySource, Source
+from paramshare.data.sources import ArraySource, Source, digest
 from paramshare.tasks import Classification, Task, TaskError, normalise
 
 
@@ -66,6 +68,13 @@ class Dataset:
     def phase_examples(self) -> int:
         """Training examples of one phase."""
         return len(self.train) // self.phases
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A hash of the examples and of the statistics; see `paramshare.data.sources.digest`."""
+        sources = [self.train, self.validation, self.test, *self.others.values()]
+        parts = [*map(digest, sources), *self.others, repr(self.mean), repr(self.std)]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
     def of_phase(self, part: Literal["train", "validation"], phase: int) -> Source:
         """The training or validation examples of a phase, counted from 0."""

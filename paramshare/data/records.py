@@ -28,6 +28,8 @@ class Records:
 
     image_shape: Any
     num_classes: int | None
+    fingerprint: str
+    """The name, version and size of the prepared files."""
 
     def __init__(self, builder: Any, split: str, name: str) -> None:
         self.name, self.split, self._folder = name, split, str(builder.data_dir)
@@ -42,6 +44,11 @@ class Records:
             ) from error
         except Exception as error:
             raise DataError(self._damaged(error)) from error
+
+        info = builder.info
+        # Under tfds.testing.mock_data a builder has no splits.
+        size = info.splits[split].num_bytes if split in info.splits else None
+        self.fingerprint = f"{info.full_name} {split} {size}"
 
     def __len__(self) -> int:
         return len(self._records)

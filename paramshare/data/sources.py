@@ -1,5 +1,6 @@
 """Sources of examples: anything with a length and examples by index."""
 
+import hashlib
 from collections.abc import Callable
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
@@ -118,6 +119,37 @@ class Subset:
 
     def __repr__(self) -> str:
         return f"Subset({self.source!r}, {len(self)} examples)"
+
+
+SAMPLED = 16  # examples of a source outside memory that its digest reads
+
+
+def digest(source: Source) -> str:
+    """A hash of a source's examples.
+
+    Of all examples in memory; otherwise of `SAMPLED` evenly spaced ones, and of the `fingerprint`
+    that the source, or one that it wraps, may have.
+
+    Example:
+      >>> image = np.zeros((2, 8, 8, 1), np.uint8)
+      >>> digest(ArraySource(image, [3, 5])) == digest(ArraySource(image, [3, 4]))
+      False
+    """
+    result = hashlib.sha256(str(len(source)).encode())
+    if isinstance(source, ArraySource):
+        examples = [source.arrays]
+    else:
+        places = sorted({i * (len(source) - 1) // (SAMPLED - 1) for i in range(SAMPLED)})
+        examples = [dict(source[i]) for i in places] if len(source) else []
+        inner: Any = source
+        while not hasattr(inner, "fingerprint") and hasattr(inner, "source"):
+            inner = inner.source
+        result.update(str(getattr(inner, "fingerprint", "")).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(examples):
+        array = np.ascontiguousarray(leaf)
+        result.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        result.update(array.data if array.size and array.ndim else array.tobytes())
+    return result.hexdigest()[:16]
 
 
 _LIMITS = np.iinfo(np.int32)

@@ -22,7 +22,13 @@ from paramshare.training.result import Evaluation
 from paramshare.training.run import Run, prepare
 from paramshare.training.state import TRAINABLE, State
 from paramshare.training.tied import tied_text
-from paramshare.training.workdir import claim, stored_config, stored_variables, write_origin
+from paramshare.training.workdir import (
+    claim,
+    differences,
+    stored_config,
+    stored_variables,
+    write_origin,
+)
 from paramshare.transform.batch_statistics import reestimate
 from paramshare.transform.conversion import Converted, bake, convert
 from paramshare.transform.factorise import factorise
@@ -135,11 +141,19 @@ def load_run(
       The run, its variables, and their step.
 
     Raises:
-      ConfigError: if the folder holds no run, or the run has no such checkpoint.
+      ConfigError: if the folder holds no run, the run has no such checkpoint, or the data or the
+        network's code have changed since.
       CheckpointError: if the checkpoint cannot be read.
     """
     workdir = pathlib.Path(workdir)
-    run = prepare(stored_config(workdir))
+    config = stored_config(workdir)
+    run = prepare(config)
+    changed = differences(workdir, run, config)
+    if changed:
+        raise ConfigError(
+            f"{workdir} was trained on other data or with other code ({'; '.join(changed)}); "
+            "restore them, or train again in a new workdir"
+        )
     return run, *stored_variables(workdir, run.shapes, checkpoint)
 
 

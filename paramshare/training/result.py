@@ -193,12 +193,27 @@ class RunFacts(_Stored):
     """Name of the task."""
     score: Measure
     """The task's score."""
+    data: str = ""
+    """Digest of the examples and their statistics; "" where it was not stored."""
+    program: str = ""
+    """Digest of what the network computes; "" where it was not stored."""
+    jax: str = ""
+    """Versions of jax and flax, with which `program` changes."""
 
     def differences(self, stored: "RunFacts") -> list[str]:
-        """The fields that differ, as "field: stored value -> this value"."""
+        """The facts that differ, as "field: stored value -> this value", or in words.
+
+        Programs are compared only if they were traced with the same versions of jax and flax.
+        """
         before, after = stored.as_json(), self.as_json()  # a tuple is read back as a list
-        return [
+        digests = ("data", "program", "jax")
+        changed = [
             f"{name}: {before[name]} -> {after[name]}"
             for name in after
-            if before[name] != after[name]
+            if before[name] != after[name] and name not in digests
         ]
+        if not changed and stored.data not in ("", self.data):
+            changed.append("the images, labels or statistics of the data set have changed")
+        if not changed and stored.jax == self.jax and stored.program not in ("", self.program):
+            changed.append("the code of the network has changed: it computes something else")
+        return changed

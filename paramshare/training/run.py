@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,7 @@ class Run:
       devices: where it runs.
       rate: the learning rate by step.
       optimizer: the update rule.
+      program: a hash of what the network computes.
     """
 
     config: Config
@@ -49,6 +51,7 @@ class Run:
     devices: Devices
     rate: optax.Schedule
     optimizer: optax.GradientTransformation
+    program: str
 
     @property
     def steps_per_epoch(self) -> int:
@@ -64,7 +67,7 @@ class Run:
         """The phase of a curriculum that an epoch trains on; both are counted from 0."""
         return epoch * self.data.phases // self.config.epochs
 
-    @property
+    @functools.cached_property
     def facts(self) -> RunFacts:
         """What identifies the run beside its configuration; the same in every process."""
         # Addresses, and what `share` measured, whose last digits depend on the machine.
@@ -80,6 +83,9 @@ class Run:
             network_options=self.task.network_options(),
             task=self.task.name,
             score=score,
+            data=self.data.digest,
+            program=self.program,
+            jax=f"{jax.__version__}, flax {flax.__version__}",
         )
 
     def init(self) -> State:
@@ -134,10 +140,10 @@ def prepare(
         model = named_network(config, task.network_options(), data.input_shape)
     else:
         config = _with_model(config, model)
-    variables = check_model(model, config.model.name, data)
+    variables, program = check_model(model, config.model.name, data)
     check_penalty(config, model, variables)
     rate = learning_rate(config, max(1, data.phase_examples // config.batch_size))
-    return Run(config, data, model, task, mapped, rate, optimizer(config, rate))
+    return Run(config, data, model, task, mapped, rate, optimizer(config, rate), program)
 
 
 def _smoothed(task: Task, smoothing: float) -> Task:
@@ -246,18 +252,17 @@ def _same_examples(first: Any, second: Any) -> bool:
     )
 
 
-def check_model(model: nn.Module, name: str, data: Dataset) -> Any:
-    """Shapes of the model's variables.
+def check_model(model: nn.Module, name: str, data: Dataset) -> tuple[Any, str]:
+    """Shapes of the model's variables, and a hash of what the model computes.
 
     Raises:
       ConfigError: unless the model takes the data set's inputs and gives the task's outputs.
     """
     try:
-        outputs, variables = jax.eval_shape(
-            lambda: model.init_with_output(
-                jax.random.key(0), jnp.zeros((1, *data.input_shape), jnp.float32), train=False
-            )
-        )
+        jaxpr, (outputs, variables) = jax.make_jaxpr(
+            lambda inputs: model.init_with_output(jax.random.key(0), inputs, train=False),
+            return_shape=True,
+        )(jax.ShapeDtypeStruct((1, *data.input_shape), jnp.float32))
     except Exception as error:  # a model may fail on a wrong shape with any exception
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
@@ -268,4 +273,19 @@ def check_model(model: nn.Module, name: str, data: Dataset) -> Any:
         data.task.check_outputs(outputs, data.input_shape)
     except TaskError as error:
         raise ConfigError(f"model {name!r} with data set {data.name!r}: {error}") from error
-    return variables
+    return variables, program_digest(str(jaxpr))
+
+
+def program_digest(jaxpr: str) -> str:
+    """A hash of a traced program, the same in every process and on every machine.
+
+    Without addresses and unrolling, which depend on the process and the backend, and with two
+    digits of constants: `share` measures some, and machines differ in the last digits.
+
+    Example:
+      >>> program_digest("mul a 0.301:f32[]") == program_digest("mul a 0.302:f32[]")
+      True
+    """
+    text = re.sub(r"0x[0-9a-f]+|unroll=\w+", "", jaxpr)
+    text = re.sub(r"\d+\.\d+(e[+-]?\d+)?", lambda number: f"{float(number[0]):.2g}", text)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

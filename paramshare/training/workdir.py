@@ -32,13 +32,11 @@ def claim(workdir: pathlib.Path, run: Run) -> None:
     """
     facts = workdir / FACTS
     if (workdir / CONFIG).is_file():
-        changed = configs.differences(run.config, stored_config(workdir))
-        if facts.is_file():
-            changed += run.facts.differences(RunFacts.read(facts))
+        changed = differences(workdir, run, stored_config(workdir))
         if changed:
             raise ConfigError(
                 f"workdir {workdir} holds a run of another configuration ({'; '.join(changed)}); "
-                "use a new --workdir, or the same settings"
+                "use a new --workdir, or the same settings, data and code"
             )
         if not facts.is_file() and jax.process_index() == 0:
             run.facts.write(facts)  # the user removed a damaged file
@@ -57,6 +55,20 @@ def claim(workdir: pathlib.Path, run: Run) -> None:
         write_text(workdir / CONFIG, configs.to_json(run.config))
     except OSError as error:
         raise ConfigError(f"workdir {workdir} cannot be written: {error}") from None
+
+
+def differences(workdir: pathlib.Path, run: Run, config: Config) -> list[str]:
+    """How a run differs from the one of a workdir with this configuration; empty if it does not.
+
+    Names settings; where they are equal, the data and the network's code.
+
+    Raises:
+      CheckpointError: if the stored facts cannot be read.
+    """
+    changed = configs.differences(run.config, config)
+    if changed or not (workdir / FACTS).is_file():
+        return changed
+    return run.facts.differences(stored_facts(workdir))
 
 
 def write_origin(workdir: pathlib.Path, origin: Mapping[str, Any]) -> None:

@@ -112,6 +112,9 @@ def test_eval_measures_what_training_reported(command, trained):
 def test_eval_of_an_empty_split(refused, workdir):
     text = (workdir / "config.json").read_text()
     (workdir / "config.json").write_text(text.replace('"validation": 0.1', '"validation": 0.0'))
+    error = refused("eval", workdir, "--split", "validation")
+    assert "trained on other data or with other code (validation: 144 -> 0)" in error
+    (workdir / "identity.json").unlink()
     assert "no validation examples" in refused("eval", workdir, "--split", "validation")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from paramshare import FilterBasis, Plan, Rule, share
+from paramshare.data import ArraySource
 from paramshare.training.checkpoint import Checkpoints
 from paramshare.training.config import ConfigError, Penalty
 from paramshare.training.evaluation import make_evaluate
@@ -92,6 +93,55 @@ def test_another_network_or_other_data_are_refused(finished, digits, make_networ
     fewer = dataclasses.replace(digits, train=digits.train.take(np.arange(200)))
     with pytest.raises(ConfigError, match=r"\(train: 256 -> 200\)"):
         train(config, workdir, model=make_network(), data=fewer, devices=ONE)
+
+
+def test_other_data_of_the_same_size_are_refused(finished, digits, network):
+    """Nothing is trained then, and the stored result is not returned."""
+    workdir, config, _ = finished
+    label, image = digits.train.label.copy(), digits.test.input.copy()
+    label[7] += 1
+    image[3, 0, 0] ^= 1
+    for changed in (
+        {"train": ArraySource(digits.train.input, label)},
+        {"test": ArraySource(image, digits.test.label)},
+        {"mean": (digits.mean[0] + 1e-3,)},
+    ):
+        data = dataclasses.replace(digits, **changed)
+        with pytest.raises(ConfigError, match=r"images, labels or statistics .* have changed"):
+            train(config, workdir, model=network, data=data, devices=ONE)
+
+
+FACTOR = 1.0
+
+
+class Scaled(nn.Module):
+    """A network whose code depends on a global."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return FACTOR * nn.Dense(10)(x.reshape(len(x), -1))
+
+
+def test_changed_code_of_a_network_is_refused(config, digits, tmp_path, monkeypatch):
+    config = dataclasses.replace(config, epochs=1)
+    train(config, tmp_path / "run", model=Scaled(), data=digits, devices=ONE, quiet=True)
+    monkeypatch.setitem(globals(), "FACTOR", 2.0)
+    with pytest.raises(ConfigError, match="the code of the network has changed"):
+        train(config, tmp_path / "run", model=Scaled(), data=digits, devices=ONE, quiet=True)
+    facts = tmp_path / "run" / "identity.json"  # another jax traces another program
+    facts.write_text(facts.read_text().replace(f'"{jax.__version__}, ', '"0.9, '))
+    train(config, tmp_path / "run", model=Scaled(), data=digits, devices=ONE, quiet=True)
+
+
+def test_a_streamed_set_is_known_by_some_of_its_examples(digits):
+    few = digits.test.take(np.arange(20))
+    image = few.input.copy()
+    image[0] ^= 1
+    other = ArraySource(image, few.label)
+    first, again, second = (
+        dataclasses.replace(digits, test=Streamed(source)).digest for source in (few, few, other)
+    )
+    assert first == again != second
 
 
 class Streamed:
