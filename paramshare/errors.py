@@ -1,5 +1,6 @@
 """The base class of the errors that a user can fix."""
 
+import sys
 from typing import ClassVar
 
 
@@ -20,3 +21,8 @@ class ParamshareError(ValueError):
     """
 
     exit_code: ClassVar[int] = 2
+
+
+def warn(message: str) -> None:
+    """Prints a line about something that went wrong but does not stop the work."""
+    print(f"paramshare: {' '.join(message.split())}", file=sys.stderr, flush=True)

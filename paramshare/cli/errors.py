@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from paramshare.errors import ParamshareError
+from paramshare.errors import ParamshareError, warn
 
 # Modules of the extra "train". Others are the user's, whose traceback is worth more.
 EXTRA = (
@@ -51,5 +51,5 @@ def run_command(run: Callable[[], int | None]) -> int:
 
 def print_error(message: str, code: int) -> int:
     """Prints a message in one line on standard error; returns the code."""
-    print(f"paramshare: {' '.join(message.split())}", file=sys.stderr)
+    warn(message)
     return code

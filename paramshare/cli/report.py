@@ -36,7 +36,7 @@ def _similarity(args: argparse.Namespace, overrides: list[str]) -> int:
     from paramshare.measure.snapshots import THRESHOLDS, near_pairs, snapshots
     from paramshare.report.record import snapshot_of
     from paramshare.shared import Shared
-    from paramshare.training.metrics import read_metrics
+    from paramshare.training.metrics import METRICS, read_metrics
     from paramshare.training.workdir import network_variables, stored_network
     from paramshare.transform.folding import check_threshold
 
@@ -49,7 +49,7 @@ def _similarity(args: argparse.Namespace, overrides: list[str]) -> int:
             "`paramshare convert` converts it to a shared network"
         )
     variables, step = network_variables(workdir, config, facts, model, args.checkpoint)
-    lines = read_metrics(workdir / "metrics.jsonl")
+    lines = read_metrics(workdir / METRICS)
     snapshot = snapshot_of(model, variables, step, lines)
     if snapshot is None:
         raise CommandError(

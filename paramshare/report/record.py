@@ -16,7 +16,7 @@ from paramshare.shared import Shared
 from paramshare.tasks import Measure
 from paramshare.training.checkpoint import CheckpointError
 from paramshare.training.config import Config
-from paramshare.training.metrics import read_metrics
+from paramshare.training.metrics import METRICS, read_metrics
 from paramshare.training.optimizer import learning_rate, optimizer
 from paramshare.training.result import Result, RunFacts
 from paramshare.training.workdir import (
@@ -95,7 +95,7 @@ def read_run(workdir: str | pathlib.Path, model: nn.Module | None = None) -> Rec
     workdir = pathlib.Path(workdir)
     config = stored_config(workdir)
     result = Result.read(workdir / RESULT) if (workdir / RESULT).is_file() else None
-    lines, notes = read_metrics(workdir / "metrics.jsonl"), []
+    lines, notes = read_metrics(workdir / METRICS), []
     fields: dict[str, Any] = {}
     if not lines:
         notes.append("metrics.jsonl is missing or has no complete line.")

@@ -1,5 +1,7 @@
 """Checkpoints, written and read with Orbax."""
 
+import hashlib
+import json
 import pathlib
 from typing import Any
 
@@ -10,6 +12,7 @@ import orbax.checkpoint as ocp
 from paramshare.errors import ParamshareError
 
 KEPT = 2  # newest states to keep, in case one is unreadable
+DIGEST = "sha256"  # of the arrays and notes, stored beside the notes
 
 
 class CheckpointError(ParamshareError):
@@ -69,7 +72,8 @@ class Checkpoints:
             manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(arrays), notes=ocp.args.JsonSave(notes)
+                    state=ocp.args.StandardSave(arrays),
+                    notes=ocp.args.JsonSave({"notes": notes, DIGEST: _digest(arrays, notes)}),
                 ),
             )
         if wait:
@@ -86,7 +90,8 @@ class Checkpoints:
           The pytree, of NumPy arrays, and the notes.
 
         Raises:
-          CheckpointError: if it cannot be read, or holds other shapes; names the folder.
+          CheckpointError: if it cannot be read, holds other shapes, or is not what was saved; names
+            the folder.
         """
         step = self.latest if step is None else step
         if step is None:
@@ -118,7 +123,15 @@ class Checkpoints:
                     f"{np.shape(leaf)}, the model needs {expected.shape}; use a new workdir, "
                     "or the model of the run"
                 )
-        return jax.tree.map(np.asarray, tree), notes
+        tree = jax.tree.map(np.asarray, tree)
+        if isinstance(notes, dict) and not {"notes", DIGEST} & set(notes):
+            return tree, notes  # written before digests were stored
+        if not isinstance(notes, dict) or _digest(tree, notes.get("notes")) != notes.get(DIGEST):
+            raise CheckpointError(
+                f"checkpoint {place} is damaged: its values are not those that were saved; remove "
+                "that folder to resume from an earlier checkpoint, or use a new workdir"
+            )
+        return tree, notes["notes"]
 
     def drop_after(self, step: int) -> None:
         """Removes the checkpoints of later steps; Orbax writes no earlier step beside them."""
@@ -141,3 +154,13 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, create=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager
+
+
+def _digest(tree: Any, notes: Any) -> str:
+    """A hash of the values of a state and of its notes."""
+    result = hashlib.sha256(json.dumps(notes, sort_keys=True).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        result.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
+        result.update(array.tobytes())
+    return result.hexdigest()

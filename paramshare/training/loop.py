@@ -16,8 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from paramshare.data import ArraySource, Dataset, train_batches, train_indices
-from paramshare.errors import ParamshareError
+from paramshare.errors import ParamshareError, warn
 from paramshare.measure.snapshots import make_snapshot
+from paramshare.training.checkpoint import CheckpointError
 from paramshare.training.config import Config, ConfigError
 from paramshare.training.evaluation import make_evaluate
 from paramshare.training.result import Result
@@ -149,8 +150,7 @@ def _fit(tracks: list[Track], signals: "_Signals", quiet: bool) -> list[Result]:
     run, config = tracks[0].run, tracks[0].run.config
 
     # --- Resume or start
-    step = _common_step(tracks)
-    states = [track.start(step) for track in tracks]
+    step, states = _resume(tracks)
     together = _Together(len(tracks))
     state = run.devices.replicate(together.stack(states))
     writer = jax.process_index() == 0
@@ -229,8 +229,29 @@ def _fit(tracks: list[Track], signals: "_Signals", quiet: bool) -> list[Result]:
     return [track.finish(variables(i), evaluate) for i, track in enumerate(tracks)]
 
 
-def _common_step(tracks: list[Track]) -> int:
-    """The newest step that all runs have saved. A killed program may have saved only some."""
+def _resume(tracks: list[Track]) -> tuple[int, list[State]]:
+    """The newest step that all runs have saved and that can be read, and their states there."""
+    steps, errors = _common_steps(tracks), []
+    for step in steps:
+        try:
+            stored = [track.restore(step) for track in tracks]
+        except CheckpointError as error:
+            errors.append(error)
+            continue
+        for error in errors:
+            warn(f"{error}; resuming from step {step} instead")
+        for track, (state, progress) in zip(tracks, stored, strict=True):
+            track.start(state, progress)
+        return step, [state for state, _ in stored]
+    raise errors[0]
+
+
+def _common_steps(tracks: list[Track]) -> list[int]:
+    """The steps that all runs have saved, newest first. A killed program may have saved only some.
+
+    Raises:
+      ConfigError: if there is none.
+    """
     stored = [track.newest.steps or [0] for track in tracks]
     common = set.intersection(*map(set, stored))
     if not common:
@@ -242,7 +263,7 @@ def _common_step(tracks: list[Track]) -> int:
             f"no step is saved in every workdir ({at}); resume each run alone, or start over in "
             "new workdirs"
         )
-    return max(common)
+    return sorted(common, reverse=True)
 
 
 class _Together:

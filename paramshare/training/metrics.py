@@ -7,6 +7,8 @@ from typing import Any
 
 from paramshare.storage import write_text
 
+METRICS = "metrics.jsonl"
+
 
 class MetricsFile:
     """`metrics.jsonl`: one JSON object a line, each with `step` and `kind`.
@@ -25,7 +27,7 @@ class MetricsFile:
     def __init__(
         self, folder: pathlib.Path, step: int, *, tensorboard: bool = False, write: bool = True
     ):
-        self.path, self._file, self._events = folder / "metrics.jsonl", None, None
+        self.path, self._file, self._events = folder / METRICS, None, None
         if not write:
             return
         if tensorboard:
@@ -61,7 +63,8 @@ class MetricsFile:
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of a metrics file; none if there is no file.
 
-    Lines that a kill cut short, and lines of another format, are skipped.
+    A last line that is cut short, because the run was killed, and lines of another format are
+    skipped.
     """
     lines = []
     for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():

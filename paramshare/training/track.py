@@ -11,14 +11,17 @@ import jax
 import numpy as np
 
 from paramshare.data import Source
+from paramshare.errors import warn
 from paramshare.shared import count
-from paramshare.training.checkpoint import Checkpoints
-from paramshare.training.metrics import MetricsFile
+from paramshare.training.checkpoint import CheckpointError, Checkpoints
+from paramshare.training.metrics import METRICS, MetricsFile, read_metrics
 from paramshare.training.result import Evaluation, Result, Selected
 from paramshare.training.run import Run
 from paramshare.training.state import State
 from paramshare.training.workdir import RESULT, check_origin
 
+# A run that is killed while it saves its first checkpoint may have lines of these epochs.
+UNSAVED_EPOCHS = 2
 Evaluate = Callable[[Any, Source], Evaluation]
 
 
@@ -79,20 +82,30 @@ class Track:
         self.last: list[dict[str, float]] = []  # those in the last line
         self._stack = stack
 
-    def start(self, step: int | None = None) -> State:
-        """The state to continue from; what was stored after it is dropped.
+    def restore(self, step: int) -> tuple[State, Progress]:
+        """The state and the progress at a step; the initial ones if no checkpoint is stored.
 
-        Args:
-          step: the step of the checkpoint to continue from; None for the newest. Without any
-            checkpoint the state is the initial one.
+        Raises:
+          CheckpointError: if the checkpoint cannot be read, or all checkpoints were lost.
         """
-        if self.newest.latest is None:
-            check_origin(self.workdir)
-            state = jax.jit(self.run.init)()
-        else:
+        if self.newest.latest is not None:
             state, notes = self.newest.restore(self.run.shapes, step)
-            self.progress = Progress(**notes)
-            self.newest.drop_after(int(state.step))
+            return state, Progress(**notes)
+        check_origin(self.workdir)
+        lines = read_metrics(self.workdir / METRICS)
+        epochs = sum(line["kind"] == "epoch" for line in lines)
+        if epochs > UNSAVED_EPOCHS:
+            raise CheckpointError(
+                f"{self.workdir} has trained {epochs} epochs, but its checkpoints are gone; "
+                "restore its folder checkpoints, or train again in a new workdir"
+            )
+        return jax.jit(self.run.init)(), Progress()
+
+    def start(self, state: State, progress: Progress) -> None:
+        """Continues from a state; what was stored after it is dropped."""
+        self.progress = progress
+        self.newest.drop_after(int(state.step))
+        self.best.drop_after(int(state.step))
         self.metrics = MetricsFile(
             self.workdir,
             int(state.step),
@@ -100,7 +113,6 @@ class Track:
             write=jax.process_index() == 0,
         )
         self._stack.callback(self.metrics.close)
-        return state
 
     def add(self, lines: list[dict[str, float]]) -> None:
         """Adds the metrics of steps."""
@@ -157,9 +169,13 @@ class Track:
         others = {name: evaluate(variables, source) for name, source in run.data.others.items()}
         selected, speed = None, None
         if progress.best_score is not None:
-            best, _ = self.best.restore(self.run.shapes.variables, progress.best_step)
-            test = evaluate(best, run.data.test)
-            selected = Selected(progress.best_epoch, progress.best_score, test)
+            try:
+                best, _ = self.best.restore(self.run.shapes.variables, progress.best_step)
+            except CheckpointError as error:
+                warn(f"the result has no selected epoch: {error}")
+            else:
+                test = evaluate(best, run.data.test)
+                selected = Selected(progress.best_epoch, progress.best_score, test)
         if progress.training_examples:
             speed = round(progress.training_examples / progress.training_seconds, 1)
         result = Result(

@@ -5,6 +5,7 @@ import shutil
 
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from paramshare.training.checkpoint import CheckpointError, Checkpoints
@@ -74,6 +75,40 @@ def test_an_unreadable_checkpoint_is_named(tmp_path, damage):
         ),
     ):
         checkpoints.restore(TREE)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # inside Orbax
+def test_no_flipped_bit_changes_what_is_restored(tmp_path):
+    """Many of the bits that Orbax stores are values that it does not check."""
+    rng, folder = np.random.default_rng(0), tmp_path / "c"
+    tree = {"a": rng.normal(size=(200, 50)).astype(np.float32), "b": np.arange(500)}
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(1, tree, {"step": 1})
+    files = [f for f in (folder / "1").rglob("*") if f.is_file() and f.stat().st_size]
+    refused = 0
+    for trial in range(60):
+        # Every second time in the arrays.
+        file = max(files, key=lambda f: f.stat().st_size) if trial % 2 else rng.choice(files)
+        content = file.read_bytes()
+        damaged = bytearray(content)
+        damaged[rng.integers(len(damaged))] ^= 1 << int(rng.integers(8))
+        file.write_bytes(damaged)
+        try:
+            with Checkpoints(folder) as checkpoints:
+                restored, notes = checkpoints.restore(tree)
+            assert notes == {"step": 1}
+            assert all(restored[name].tobytes() == tree[name].tobytes() for name in tree)
+        except CheckpointError:
+            refused += 1
+        file.write_bytes(content)
+    assert refused > 10
+
+
+def test_checkpoints_without_digests_are_read(tmp_path, monkeypatch):
+    """As they were written before digests were stored."""
+    monkeypatch.setattr(ocp.args, "JsonSave", lambda notes, s=ocp.args.JsonSave: s(notes["notes"]))
+    with Checkpoints(saved(tmp_path / "c")) as checkpoints:
+        assert checkpoints.restore(TREE)[1] == {"step": 3, "best": 0.1 + 0.2}
 
 
 @pytest.mark.parametrize(

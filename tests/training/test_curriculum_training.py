@@ -222,7 +222,9 @@ def test_an_epoch_of_an_early_phase_is_never_selected(tmp_path):
     run, scores = prepare(CONFIG, devices=ONE), iter((0.9, 0.8, np.nan, 0.5))
     with contextlib.ExitStack() as stack:
         track = Track(run, tmp_path, stack)
-        variables = track.start().variables
+        state, progress = track.restore(0)
+        track.start(state, progress)
+        variables = state.variables
         for epoch in range(1, 5):
             track.add([{"loss": 1.0, "f1": 0.5}])
             track.finish_epoch(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,7 @@ import pytest
 
 from paramshare import FilterBasis, Plan, Rule, share
 from paramshare.data import ArraySource
-from paramshare.training.checkpoint import Checkpoints
+from paramshare.training.checkpoint import CheckpointError, Checkpoints
 from paramshare.training.config import ConfigError, Penalty
 from paramshare.training.evaluation import make_evaluate
 from paramshare.training.loop import NonFinite, train
@@ -226,6 +227,52 @@ def test_a_kill_between_the_two_saves_loses_nothing(config, digits, network, tmp
             config, tmp_path / point, model=network, data=digits, devices=ONE, quiet=True
         )
         assert result.selected == whole.selected and result.last == whole.last
+
+
+@pytest.fixture
+def copied(finished, tmp_path, digits, network):
+    """A copy of the finished run without its result, and a function that trains it again."""
+    workdir, config, result = finished
+    workdir = shutil.copytree(workdir, tmp_path / "copy")
+    (workdir / "result.json").unlink()
+    options = {"model": network, "data": digits, "devices": ONE, "quiet": True}
+    return workdir, result, lambda: train(config, workdir, **options)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(copied, capsys):
+    workdir, expected, again = copied
+    data = max((workdir / "checkpoints" / "60").rglob("d/*"), key=lambda file: file.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 4
+    data.write_bytes(content)
+    result = again()
+    assert (result.last, result.selected) == (expected.last, expected.selected)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "checkpoints/60 " in line and line.endswith("resuming from step 56 instead")
+
+
+@pytest.mark.parametrize("damage", ["deleted", "truncated"])
+def test_the_last_epoch_is_reported_whatever_happens_to_the_best_one(copied, capsys, damage):
+    workdir, expected, again = copied
+    for file in [file for file in (workdir / "best").rglob("*") if file.is_file()]:
+        file.write_bytes(b"")
+    if damage == "deleted":
+        shutil.rmtree(workdir / "best")
+    result = again()
+    assert result.last == expected.last and result.selected is None
+    assert "the result has no selected epoch: " in capsys.readouterr().err
+
+
+def test_a_run_without_its_checkpoints_does_not_start_again(copied):
+    workdir, expected, again = copied
+    shutil.rmtree(workdir / "checkpoints")
+    before = (workdir / "metrics.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match="has trained 15 epochs, but its checkpoints are"):
+        again()
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+    (workdir / "metrics.jsonl").unlink()  # from nothing, what an earlier run selected is dropped
+    result = again()
+    assert (result.last, result.selected) == (expected.last, expected.selected)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(config, digits, network, tmp_path):
