@@ -1,6 +1,7 @@
 """The configuration of a training run: frozen dataclasses, checked when built, stored as JSON."""
 
 import dataclasses
+import operator
 import pathlib
 import re
 import runpy
@@ -171,6 +172,35 @@ class Config:
                 raise ConfigError(
                     f"penalty.pools holds {pool!r}; it must be a regular expression ({error})"
                 ) from None
+
+    def without_effect(self) -> list[str]:
+        """Settings that are not the defaults, or are never reached, and change nothing.
+
+        Example:
+          >>> Config(epochs=10).without_effect()
+          ['schedule.milestones (60, 120, 160), for there are 10 epochs']
+        """
+        schedule, defaults = self.schedule, Config()
+        idle = {
+            "schedule.milestones": schedule.name != "step",
+            "schedule.factors": schedule.name != "step",
+            "schedule.factor": schedule.name not in ("step", "exponential"),
+            "schedule.period": schedule.name != "exponential",
+            "optimizer.momentum": self.optimizer.name != "sgd",
+            "optimizer.nesterov": self.optimizer.name != "sgd",
+            "penalty.pools": not self.penalty.orthogonality,
+            "penalty.unique": not self.penalty.orthogonality,
+        }
+        values = {name: operator.attrgetter(name)(self) for name in idle}
+        notes = [
+            f"{name} {values[name]}"
+            for name, is_idle in idle.items()
+            if is_idle and values[name] != operator.attrgetter(name)(defaults)
+        ]
+        late = tuple(m for m in schedule.milestones if m >= self.epochs)
+        if schedule.name == "step" and late:
+            notes.append(f"schedule.milestones {late}, for there are {self.epochs} epochs")
+        return notes
 
 
 def load_file(path: str | pathlib.Path) -> Config:

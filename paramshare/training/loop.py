@@ -26,7 +26,7 @@ from paramshare.training.run import Run, check_batch, check_together, prepare
 from paramshare.training.state import State
 from paramshare.training.step import make_train_step
 from paramshare.training.track import Track, mean
-from paramshare.training.workdir import RESULT, claim
+from paramshare.training.workdir import RESULT, claim, locked
 
 REFRESH_SECONDS = 1.0  # between updates of the progress bar; each waits for the current step
 
@@ -89,6 +89,8 @@ def train(
       CheckpointError: if a checkpoint cannot be read.
       NonFinite: if a loss or gradient is not finite; names the step.
       Interrupted: after SIGINT or SIGTERM, with the state saved.
+
+    While it trains, the workdir is locked: another training there raises `ConfigError`.
     """
     return fit(prepare(config, model=model, data=data, devices=devices), workdir, quiet=quiet)
 
@@ -139,6 +141,8 @@ def fit_together(
     ]
     if waiting:
         with contextlib.ExitStack() as stack, _Signals() as signals:
+            for _, workdir in waiting:
+                stack.enter_context(locked(workdir))
             tracks = [Track(run, workdir, stack) for run, workdir in waiting]
             results |= dict(
                 zip((workdir for _, workdir in waiting), _fit(tracks, signals, quiet), strict=True)
@@ -154,6 +158,9 @@ def _fit(tracks: list[Track], signals: "_Signals", quiet: bool) -> list[Result]:
     together = _Together(len(tracks))
     state = run.devices.replicate(together.stack(states))
     writer = jax.process_index() == 0
+    idle = config.without_effect()
+    if idle and writer and not quiet:
+        warn(f"these settings have no effect: {'; '.join(idle)}")
     bar = _bar(tracks, step, hidden=quiet or not writer)
     started = time.monotonic() - max(track.progress.seconds for track in tracks)
 

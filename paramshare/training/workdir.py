@@ -1,8 +1,11 @@
 """The folder of a run: the configuration and facts that identify it, and the states it holds."""
 
+import contextlib
 import json
+import os
 import pathlib
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -17,10 +20,16 @@ from paramshare.training.result import RunFacts
 from paramshare.training.run import Run, named_network
 from paramshare.training.state import State, init_state
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 CONFIG = "config.json"
 FACTS = "identity.json"
 ORIGIN = "origin.json"  # only in a workdir that was made from another run
 RESULT = "result.json"
+LOCK = ".lock"  # names the process that trains here
 
 
 def claim(workdir: pathlib.Path, run: Run) -> None:
@@ -55,6 +64,44 @@ def claim(workdir: pathlib.Path, run: Run) -> None:
         write_text(workdir / CONFIG, configs.to_json(run.config))
     except OSError as error:
         raise ConfigError(f"workdir {workdir} cannot be written: {error}") from None
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds a workdir for one training. The operating system frees it when the process ends.
+
+    Of several processes, the first one holds it.
+
+    Raises:
+      ConfigError: naming the process that trains there already.
+    """
+    if fcntl is None or jax.process_index() != 0:
+        yield
+        return
+    path = workdir / LOCK
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise ConfigError(
+                f"workdir {workdir} is being trained by {holder}; wait until it ends, stop it, or "
+                "use a new --workdir"
+            ) from None
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()  # its holder removed it just now
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
 
 
 def differences(workdir: pathlib.Path, run: Run, config: Config) -> list[str]:

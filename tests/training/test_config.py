@@ -238,3 +238,30 @@ def test_a_penalty_without_its_banks_is_refused_before_anything_is_written(
             devices=ONE,
         )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "notes"),
+    [
+        ({"epochs": 200}, []),
+        ({"epochs": 130}, ["schedule.milestones (160,), for there are 130 epochs"]),
+        ({"schedule": Schedule("cosine")}, []),
+        ({"schedule": Schedule("cosine", milestones=(5,))}, ["schedule.milestones (5,)"]),
+        (
+            {"schedule": Schedule("constant", period=3.0, factor=0.5)},
+            ["schedule.factor 0.5", "schedule.period 3.0"],
+        ),
+        (
+            {"optimizer": Optimizer("adam", momentum=0.5, nesterov=False)},
+            ["optimizer.momentum 0.5", "optimizer.nesterov False"],
+        ),
+        (
+            {"penalty": Penalty(pools=("stage1",), unique=True)},
+            ["penalty.pools ('stage1',)", "penalty.unique True"],
+        ),
+        ({"penalty": Penalty(1.0, pools=("stage1",), unique=True)}, []),
+    ],
+    ids=str,
+)
+def test_settings_without_effect(changes, notes):
+    assert Config(**{"epochs": 200} | changes).without_effect() == notes

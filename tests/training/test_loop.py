@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import shutil
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ from paramshare.training.loop import NonFinite, train
 from paramshare.training.metrics import read_metrics
 from paramshare.training.result import Result
 from paramshare.training.run import prepare
+from paramshare.training.workdir import locked
 
 ONE = jax.devices()[:1]
 
@@ -273,6 +275,20 @@ def test_a_run_without_its_checkpoints_does_not_start_again(copied):
     (workdir / "metrics.jsonl").unlink()  # from nothing, what an earlier run selected is dropped
     result = again()
     assert (result.last, result.selected) == (expected.last, expected.selected)
+
+
+def test_two_trainings_do_not_share_a_workdir(copied):
+    """The lock of a killed training is free: `test_resume` kills one."""
+    workdir, expected, again = copied
+    before = (workdir / "metrics.jsonl").read_bytes()
+    with (
+        locked(workdir),
+        pytest.raises(ConfigError, match=rf"is being trained by process {os.getpid()} on .*; wait"),
+    ):
+        again()
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+    assert again().last == expected.last
+    assert not (workdir / ".lock").exists()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(config, digits, network, tmp_path):
