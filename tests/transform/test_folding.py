@@ -210,6 +210,28 @@ def dense_layers(
     return shared, dict(jax.jit(shared.init)(KEY, X))
 
 
+def test_layers_that_are_not_called_in_the_order_of_their_names():
+    """`Tied` numbers groups by path; the report lists layers as the model calls them."""
+
+    class Called(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for name in "dbacf":
+                x = nn.Dense(6, use_bias=False, name=name)(x)
+            return x
+
+    shared = paramshare.share(Called(), Plan(Rule(".*/kernel", Soft(2), bank="all")), X)
+    variables: Any = dict(jax.jit(shared.init)(KEY, X))
+    rows = {"d": (1.0, 0.0), "b": (0.0, 1.0), "a": (0.0, 2.0), "c": (-3.0, 0.0), "f": (0.0, 1.0)}
+    coefficients = {f"{name}.kernel": jnp.array(row) for name, row in rows.items()}
+    variables["params"] = {"coefficients": {"all": coefficients}}
+    folded = fold(shared, variables, X)
+    assert folded.banks[0].groups == (0, 1, 1, 0, 1) and change(folded) < 1e-5
+    scheme: Any = folded.shared.layout["all"].scheme
+    assert scheme.groups == (0, 0, 1, 1, 0)  # of a, b, c, d, f
+    assert fold(folded.shared, folded.variables, by="weights").banks[0].note == "already folded"
+
+
 def test_a_dense_network_folds_by_its_weights():
     """With as many templates as layers coefficients are orthogonal, however similar kernels are."""
     shared, variables = dense_layers(Soft(5))
