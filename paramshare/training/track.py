@@ -3,12 +3,15 @@
 import contextlib
 import dataclasses
 import math
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import flax
 import jax
 import numpy as np
+import optax
 
 from paramshare.data import Source
 from paramshare.errors import warn
@@ -39,6 +42,7 @@ class Progress:
       training_seconds: the duration of the training steps, without the first ones, which
         compile.
       training_examples: examples trained on in that time.
+      environment: the devices, cores and versions that it was trained with.
     """
 
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -49,6 +53,7 @@ class Progress:
     seconds: float = 0.0
     training_seconds: float = 0.0
     training_examples: int = 0
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def add(self, lines: list[dict[str, float]], names: tuple[str, ...]) -> None:
         """Adds steps to the epoch's sums."""
@@ -102,8 +107,23 @@ class Track:
         return jax.jit(self.run.init)(), Progress()
 
     def start(self, state: State, progress: Progress) -> None:
-        """Continues from a state; what was stored after it is dropped."""
-        self.progress = progress
+        """Continues from a state; what was stored after it is dropped.
+
+        Warns if the machine or the packages have changed: parameters then differ in the last
+        digits from those of an uninterrupted run.
+        """
+        self.progress, now = progress, environment(self.run)
+        changed = [
+            f"{name} {before} -> {now.get(name)}"
+            for name, before in progress.environment.items()
+            if before != now.get(name)
+        ]
+        if changed and jax.process_index() == 0:
+            warn(
+                f"{self.workdir} is resumed with {', '.join(changed)}: the parameters will differ "
+                "slightly from those of an uninterrupted run"
+            )
+        progress.environment = now
         self.newest.drop_after(int(state.step))
         self.best.drop_after(int(state.step))
         self.metrics = MetricsFile(
@@ -196,6 +216,18 @@ class Track:
         if jax.process_index() == 0:
             result.write(self.workdir / RESULT)
         return result
+
+
+def environment(run: Run) -> dict[str, str]:
+    """What the last digits of a run depend on, beside its configuration, data and code."""
+    return {
+        "devices": f"{run.devices.count} x {run.devices.devices[0].device_kind}",
+        "processes": str(jax.process_count()),
+        "cores": str(os.cpu_count()),
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "optax": optax.__version__,
+    }
 
 
 def epoch_metrics(run: Run, line: dict[str, float]) -> tuple[str, ...]:

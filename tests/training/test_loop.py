@@ -277,6 +277,18 @@ def test_a_run_without_its_checkpoints_does_not_start_again(copied):
     assert (result.last, result.selected) == (expected.last, expected.selected)
 
 
+def test_a_run_resumed_on_another_machine_says_what_changed(copied, capsys, monkeypatch):
+    workdir, _, again = copied
+    again()
+    assert not capsys.readouterr().err
+    (workdir / "result.json").unlink()
+    cores = os.cpu_count()
+    monkeypatch.setattr(os, "cpu_count", lambda: 77)
+    again()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"is resumed with cores {cores} -> 77: " in line
+
+
 def test_two_trainings_do_not_share_a_workdir(copied):
     """The lock of a killed training is free: `test_resume` kills one."""
     workdir, expected, again = copied
