@@ -295,7 +295,7 @@ def _train_function(
     run, source = runs[0], runs[0].data.train
 
     def steps(state: State, data: Any, batch: Any) -> Any:
-        seeds = np.array([run.config.seed for run in runs])
+        seeds = np.array([each.config.seed for each in runs])
         return jax.vmap(
             lambda state, batch, seed: make_train_step(run, seed)(state, data, batch),
             in_axes=(0, 1, 0),
