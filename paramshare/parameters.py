@@ -263,7 +263,7 @@ def _fixed_prng() -> Iterator[None]:
 
 def _key() -> jax.Array:
     """`jax.random.key(0)`, which would depend on `jax_random_seed_offset`."""
-    return jax.random.wrap_key_data(np.zeros(2, np.uint32), impl=PRNG)
+    return jax.random.wrap_key_data(np.zeros(2, np.uint32), impl=PRNG)  # pyright: ignore[reportArgumentType]
 
 
 def _layer_size(program: ClosedJaxpr, axis: int | None) -> int:

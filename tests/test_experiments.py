@@ -153,9 +153,10 @@ def test_recipe_is_documented_and_survives_storing(file):
     config = load_file(file)
     config.check()
     assert from_json(to_json(config)) == config
-    data = dataclasses.replace(config.data, validation=0.5)
+    before: Any = config.data
+    data = dataclasses.replace(before, validation=0.5)
     assert differences(dataclasses.replace(config, seed=5, data=data), config) == [
-        f"data.validation: {config.data.validation} -> 0.5",
+        f"data.validation: {before.validation} -> 0.5",
         "seed: 0 -> 5",
     ]
     docstring = " ".join(file.read_text().split('"""')[1].split())

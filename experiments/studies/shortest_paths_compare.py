@@ -209,7 +209,7 @@ def measure(job: Job) -> dict[str, Any]:
         "model": config.model.name,
         "trainable": result.counts["trainable"],
         "seconds": result.seconds,
-        "phases": list(config.data.curriculum.windows),
+        "phases": list(config.data.curriculum.windows),  # pyright: ignore[reportAttributeAccessIssue]
         "epochs": [
             {
                 "epoch": line["epoch"],
@@ -231,7 +231,7 @@ def measure(job: Job) -> dict[str, Any]:
         "tests": {kind: test.measures for kind, test in result.others.items()},
     }
     run, variables, _ = load_run(job.workdir)
-    beyond = beyond_training(run.data.others, config.data.curriculum.windows[-1])
+    beyond = beyond_training(run.data.others, config.data.curriculum.windows[-1])  # pyright: ignore[reportAttributeAccessIssue]
     data = dataclasses.replace(run.data, others={**run.data.others, **beyond})
     run = dataclasses.replace(run, data=data)
     evaluate = make_evaluate(run)

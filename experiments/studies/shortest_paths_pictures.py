@@ -26,7 +26,7 @@ def beyond_training(sets: Mapping[str, Any], window: int) -> dict[str, Any]:
 
 def far(config: Config) -> list[str]:
     """The test sets on which loops run for longer: the last phase, and the farthest beyond it."""
-    curriculum = config.data.curriculum
+    curriculum = config.data.curriculum  # pyright: ignore[reportAttributeAccessIssue]
     last, size = curriculum.windows[-1], curriculum.far_sizes[-1]
     return [f"window {last}", f"window {curriculum.far_windows[-1]}", f"size {size}, window {size}"]
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from paramshare.tasks.task import Measure, Task, TaskError
 
@@ -70,7 +71,7 @@ class Classification(Task):
     def check_labels(self, labels: Any, input_shape: tuple[int, ...]) -> None:
         """Checks shapes and kinds and, where the labels are concrete arrays, the classes too."""
         super().check_labels(labels, input_shape)
-        if isinstance(labels, np.ndarray | jax.Array) and not isinstance(labels, jax.core.Tracer):
+        if isinstance(labels, np.ndarray | jax.Array) and not isinstance(labels, Tracer):
             label_B = np.asarray(labels)
             if label_B.size and not 0 <= label_B.min() <= label_B.max() < self.num_classes:
                 raise TaskError(

@@ -297,7 +297,7 @@ def initial_kernels(
     def draw(key: jax.Array) -> list[dict[str, jax.Array]]:
         keys = [jax.random.fold_in(key, i) for i in range(loop.length)]
         inits = [block(parent=None).init(key, jnp.zeros(shape, dtype)) for key in keys]
-        params = [flatten_dict(variables["params"], sep="/") for variables in inits]
+        params: Any = [flatten_dict(variables["params"], sep="/") for variables in inits]
         for path in loop.paths:
             if path not in params[0]:
                 raise LoopError(

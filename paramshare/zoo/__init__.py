@@ -20,7 +20,7 @@ from paramshare.zoo.family import LARGE, SMALL, Family
 def create_model(
     name: str,
     num_classes: int | None = None,
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: tuple[int, ...] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Builds a network by name. Allocates no arrays, at any size.

@@ -163,8 +163,9 @@ def test_channels_that_come_first_are_refused():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["mean", "std"])
 def test_statistics_that_are_not_finite_are_refused(name, bad):
+    options: Any = {name: (1.0, bad)}
     with pytest.raises(DataError, match="one finite number"):
-        from_arrays(part(9), part(9), **{name: (1.0, bad)})
+        from_arrays(part(9), part(9), **options)
 
 
 def test_uneven_images_and_labels_are_refused():

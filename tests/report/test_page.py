@@ -4,6 +4,7 @@ import dataclasses
 import html.parser
 import json
 import re
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -123,7 +124,7 @@ def test_ticks_of_the_score_keep_its_format(record, monkeypatch):
     def ticks(format_spec):
         score = dataclasses.replace(record.result.score, format_spec=format_spec)
         result = dataclasses.replace(record.result, score=score)
-        tick = page._curves(dataclasses.replace(record, result=result))[1]
+        tick: Any = page._curves(dataclasses.replace(record, result=result))[1]
         return [tick(value) for value in (0.002, 0.5)]
 
     assert ticks(".3f") == ["0.002", "0.500"]

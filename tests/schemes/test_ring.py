@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,7 +25,7 @@ def sites(*shapes: tuple[int, ...], dtype: str = "float32") -> tuple[Site, ...]:
     return tuple(Site(f"layer{i}/kernel", shape, dtype) for i, shape in enumerate(shapes))
 
 
-def paper(size: int, mode="ring", **options) -> Ring:
+def paper(size: int, mode: Any = "ring", **options) -> Ring:
     return Ring(size, mode, initial="paper", **options)
 
 

@@ -27,7 +27,7 @@ def sites(*shapes: tuple[int, ...], dtype: str = "float32") -> tuple[Site, ...]:
     return tuple(Site(f"layer{i}/kernel", shape, dtype) for i, shape in enumerate(shapes))
 
 
-def paper(size: int, mode="ring", seed: int = 0, block: int = 1) -> Ring:
+def paper(size: int, mode: Any = "ring", seed: int = 0, block: int = 1) -> Ring:
     return Ring(size, mode, seed, block, initial="paper")
 
 

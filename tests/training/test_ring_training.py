@@ -1,5 +1,7 @@
 """A network on a ring learns real digits, needs its seed, and takes bit-identical steps."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -50,8 +52,9 @@ def trained(all_digits):
 
 
 def accuracy(model: Shared, variables, data: Dataset) -> float:
-    logits = jax.jit(lambda v, x: model.apply(v, x))(variables, data.normalise(data.test.input))
-    return float(np.mean(np.argmax(np.asarray(logits), axis=-1) == data.test.label))
+    test: Any = data.test
+    logits = jax.jit(lambda v, x: model.apply(v, x))(variables, data.normalise(test.input))
+    return float(np.mean(np.argmax(np.asarray(logits), axis=-1) == test.label))
 
 
 def test_it_learns_and_needs_its_seed(trained, all_digits):

@@ -96,7 +96,7 @@ def test_tensorboard_takes_the_lines(tmp_path):
 def test_the_record_of_a_network_that_was_passed_in(whole, network):
     record = read_run(whole, model=network)
     assert not record.notes and record.layout == network.layout
-    assert len(record.snapshots) == 4
+    assert len(record.snapshots) == 4 and record.now is not None
     np.testing.assert_allclose(
         list(record.now.matrices.values()), list(record.snapshots[-1].matrices.values())
     )
