@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from paramshare.errors import ParamshareError
 from paramshare.schemes import Scheme, SchemeError, Site, Weights
 
-COLLECTIONS = ("coefficients", "own")  # of `params`, beside "model"
+COLLECTIONS = ("coefficients", "own")  # entries of variables["params"]; the third is "model"
 
 
 class PlanError(ParamshareError):
@@ -44,7 +44,7 @@ class SharedBank:
 
     @property
     def dense(self) -> int:
-        """The number of parameters of the sites without sharing."""
+        """How many parameters the sites would have without sharing."""
         return sum(site.size for site in self.sites)
 
 
@@ -89,11 +89,12 @@ class Layout:
         """Draws every bank. A bank's key depends only on `key` and its name.
 
         Returns:
-          `(banks, params)`: `{BANK: ...}`, and the collections "coefficients" and "own",
-          `{BANK: {SITE: ...}}`, without empty ones.
+          `(banks, params)`. `banks` is `{BANK: ...}`. `params` is `{"coefficients": {BANK: {SITE:
+          ...}}, "own": {BANK: {SITE: ...}}}`; empty entries are omitted.
 
         Raises:
-          PlanError: if sites lack the statistics that their scheme starts from.
+          PlanError: if a scheme needs `mean` or `std` of the model's initializer and a site has
+            none.
         """
         weights = {}
         for bank in self.banks:

@@ -28,8 +28,8 @@ class Dataset:
       input_shape: shape of one input in a batch, such as (H, W, C).
       mean: mean of each channel, on the scale of the inputs; None passes inputs on as they are.
       std: standard deviation of each channel, never 0; None as for `mean`.
-      phases: number of equal, consecutive parts of the training and validation examples: a
-        curriculum, trained on part by part. 1 for none.
+      phases: number of phases of a curriculum; 1 for none. The training and validation examples
+        are each cut into this many equal, consecutive parts, and each phase uses one part of each.
       others: further test sets by name; their inputs may have other heights and widths.
     """
 
@@ -124,7 +124,7 @@ def from_arrays(
         have training examples: a gap usually means that labels start at 1, or that one is wrong.
       channels: number of channels, the last axis. Needed only if the second axis looks like the
         channels, as in (N, 3, 32, 32).
-      train_examples: train on this many only, the first of the seed's order; None for all.
+      train_examples: train on only this many examples, picked at random by `seed`; None for all.
       mean: mean of each channel, on the scale of the inputs. None computes it from the training
         part of uint8 images, and passes other inputs on as they are.
       std: standard deviation of each channel; None as for `mean`.
@@ -156,7 +156,9 @@ def from_arrays(
     if task is None:
         task = _classification(name, sources, num_classes)
     elif num_classes is not None:
-        raise DataError(f"{name}: num_classes is {num_classes} beside a task; leave it out")
+        raise DataError(
+            f"{name}: got both num_classes={num_classes} and a task; leave out num_classes"
+        )
     for part, source in sources.items():
         try:
             task.check_labels(source.label, shape)
@@ -182,8 +184,9 @@ def from_arrays(
         valid = np.isfinite([*mean, *std]).all() and all(s > 0 for s in std)
         if len(mean) != shape[-1] or len(std) != shape[-1] or not valid:
             raise DataError(
-                f"{name}: mean is {mean} and std {std}; they must have one finite number for each "
-                f"of {shape[-1]} channels, std above 0: leave them out to compute them"
+                f"{name}: mean is {mean} and std {std}; each must have one finite number for each "
+                f"of the {shape[-1]} channels, and every std must be above 0; leave both out to "
+                "have them computed (uint8 images only)"
             )
     return Dataset(name, training, held_out, sources["test"], task, shape, mean, std)
 
@@ -268,6 +271,7 @@ def _check_every_class(name: str, train: np.ndarray, largest: int) -> None:
         present = np.unique(train)
         raise DataError(
             f"{name}: labels run up to {largest}, but no training example has label {missing[0]} "
-            f"({len(present)} classes do, from {present.min()} to {present.max()}); number the "
-            f"classes from 0, correct the labels, or pass num_classes={largest + 1}"
+            f"(the training labels are {len(present)} different values from {present.min()} to "
+            f"{present.max()}); number the classes from 0, correct the labels, or pass "
+            f"num_classes={largest + 1}"
         )

@@ -30,9 +30,9 @@ def similarity(
       shared: the shared model.
       variables: its variables. Variables of the plain model (without `banks`) are also accepted:
         the plan then only says which layers to compare.
-      by: "weights" compares weights under soft sharing too. Equal rows of coefficients give equal
-        kernels, but kernels can be similar without it: where templates resemble each other, as in
-        a bank converted from dense kernels.
+      by: "weights" compares weights under soft sharing too. Layers
+        with equal coefficients have equal kernels. Layers with different coefficients can still
+        have similar kernels, if templates are alike or one is much larger than the rest.
 
     Returns:
       `{name: (L, L)}`, values in [0, 1]. `layers` gives the names and the layers of each matrix.
@@ -79,8 +79,8 @@ def check_by(by: str) -> None:
 def layers(layout: Layout) -> dict[str, tuple[Site, ...]]:
     """The sites compared in each similarity matrix.
 
-    A bank whose sites have one shape gives one matrix, under the bank's name. Otherwise every
-    shape that two or more sites have gives a matrix, "BANK 3x3x16x16".
+    A bank whose sites have one shape gives one matrix, under the bank's name. Otherwise there
+    is one matrix for each shape that at least two sites share, named like "BANK 3x3x16x16".
     """
     return {name: sites for name, (_, sites) in _compared(layout).items()}
 

@@ -86,14 +86,14 @@ class Soft(Scheme):
         """By truncated singular value decomposition of the (L, P) stack (Eckart & Young 1936).
 
         The squared error is the sum of the squared singular values left out, and zero for k >= L.
-        As at initialization the coefficients have orthonormal columns (orthonormal rows for k > L)
-        and the templates carry the scale.
+        The coefficients have orthonormal columns (orthonormal rows for k > L), as with
+        initial="paper". The templates carry the scale.
         """
         stack_LxP = jnp.stack([kernel.reshape(-1) for kernel in kernels])
         k, (layers, size) = self.templates, stack_LxP.shape
         if k >= layers:
-            # Any A with orthonormal rows is exact with T = A^T W. A dense one leaves no template
-            # without a gradient.
+            # T = A^T W is exact for any A with orthonormal rows. A dense A gives every template a
+            # gradient.
             rows_LxK = orthogonal(jax.random.key(0), layers, k, stack_LxP.dtype)
             templates_KxP = jnp.matmul(rows_LxK.T, stack_LxP, precision=jax.lax.Precision.HIGHEST)
             return self._weights(templates_KxP, rows_LxK, sites)

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from paramshare.errors import ParamshareError
 
 KEPT = 2  # newest states to keep, in case one is unreadable
-DIGEST = "sha256"  # of the arrays and notes, stored beside the notes
+DIGEST = "sha256"  # JSON key of the hash of arrays and notes
 
 
 class CheckpointError(ParamshareError):
@@ -134,7 +134,7 @@ class Checkpoints:
         return tree, notes["notes"]
 
     def drop_after(self, step: int) -> None:
-        """Removes the checkpoints of later steps; Orbax writes no earlier step beside them."""
+        """Removes the checkpoints after `step`: while one exists, Orbax saves no earlier step."""
         for later in self.steps:
             if later > step:
                 self._open().delete(later)

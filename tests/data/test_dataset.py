@@ -111,10 +111,13 @@ def test_a_task_takes_other_inputs_and_labels():
         (lambda: from_arrays(part(9), part(0)), "the test part has no examples"),
         (
             lambda: from_arrays(part(9), part(9), mean=(1.0,)),
-            "one finite number for each of 2 channels",
+            "one finite number for each of the 2 channels",
         ),
         (lambda: from_arrays(part(9), part(9), task=Paths()), "train: the label of one input is"),
-        (lambda: from_arrays(part(9), part(9), task=Paths(), num_classes=2), "beside a task"),
+        (
+            lambda: from_arrays(part(9), part(9), task=Paths(), num_classes=2),
+            "got both num_classes=2 and a task",
+        ),
         (lambda: ArraySource(part(2)[0], [0]), r"label has shape \(1,\), but input has shape"),
         (lambda: ArraySource(part(2)[0], {"a": [0]}), r"label\['a'\] has shape \(1,\)"),
         (lambda: ArraySource(["a", "b"], [0, 1]), "input has dtype <U1; it must hold numbers"),
