@@ -17,6 +17,7 @@ import zlib
 
 import numpy as np
 
+from paramshare.data.dataset import looks_channels_first
 from paramshare.data.error import DataError, one_line
 
 _STEMS = {
@@ -143,7 +144,7 @@ def read(folder: Folder) -> dict[str, tuple[np.ndarray, np.ndarray]]:
                 f"{str(image_file)!r} has {image.ndim} dimensions {image.shape}; images must have "
                 "3 (N, H, W) or 4 (N, H, W, C)"
             )
-        if image.ndim == 4 and image.shape[1] in (1, 3) and min(image.shape[2:]) > 4:
+        if image.ndim == 4 and looks_channels_first(image.shape):
             raise DataError(
                 f"{str(image_file)!r} has shape {image.shape}, which looks like (N, C, H, W); "
                 "write it as (N, H, W, C)"

@@ -88,7 +88,8 @@ def read(
             mean=constants[0] if constants else None,
             std=constants[1] if constants else None,
         )
-    if train.num_classes is None:
+    classes = train.num_classes if num_classes is None else num_classes
+    if classes is None:
         raise DataError(
             f"the data set {name!r} does not say how many classes it has; choose one whose "
             "label is a ClassLabel"
@@ -113,7 +114,7 @@ def read(
         training,
         view(held_out),
         view(test),
-        Classification(train.num_classes),
+        Classification(classes),
         shape if fixed else (size, size, shape[2]),
         mean,
         std,
