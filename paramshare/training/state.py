@@ -50,11 +50,12 @@ def init_state(
     inputs = jnp.zeros((1, *input_shape), jnp.float32)
     variables = model.init(jax.random.key(seed), inputs, train=False)
     trainable = {name: variables[name] for name in TRAINABLE if name in variables}
+    names = _stable_collections
     try:
-        stable = _stable_collections(model, input_shape)
-    except TypeError:  # a model that cannot be hashed, because a list is among its attributes
-        stable = _stable_collections.__wrapped__(model, input_shape)
-    collections = {name: variables[name] for name in stable}
+        hash(model)
+    except TypeError:  # a list or an array is among its attributes
+        names = names.__wrapped__
+    collections = {name: variables[name] for name in names(model, input_shape)}
     return State(
         jnp.zeros((), jnp.int32),
         trainable,

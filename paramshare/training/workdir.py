@@ -80,7 +80,10 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         return
     path = workdir / LOCK
     while True:
-        file = path.open("a+")
+        try:
+            file = path.open("a+")
+        except OSError as error:
+            raise ConfigError(f"workdir {workdir} cannot be written: {error}") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
