@@ -265,14 +265,20 @@ def test_the_last_epoch_is_reported_whatever_happens_to_the_best_one(copied, cap
     assert "the result has no selected epoch: " in capsys.readouterr().err
 
 
-def test_a_run_without_its_checkpoints_does_not_start_again(copied):
+def test_a_run_without_its_checkpoints_does_not_start_again(copied, finished, digits, network):
     workdir, expected, again = copied
     shutil.rmtree(workdir / "checkpoints")
     before = (workdir / "metrics.jsonl").read_bytes()
     with pytest.raises(CheckpointError, match="has trained 15 epochs, but its checkpoints are"):
         again()
     assert (workdir / "metrics.jsonl").read_bytes() == before
-    (workdir / "metrics.jsonl").unlink()  # from nothing, what an earlier run selected is dropped
+    # From nothing, what an earlier run selected is dropped, even at a step of this run.
+    (workdir / "metrics.jsonl").unlink()
+    shapes = prepare(finished[1], model=network, data=digits, devices=ONE).shapes.variables
+    with Checkpoints(workdir / "best", keep=1) as best:
+        (step,) = best.steps
+        best.drop_after(0)
+        best.save(step, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), {})
     result = again()
     assert (result.last, result.selected) == (expected.last, expected.selected)
 
