@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from paramshare.data.error import DataError, one_line
+from paramshare.data.decoding import decode
+from paramshare.data.error import DataError, one_line, require
 from paramshare.data.sources import Example
 
 _CHUNK = 4096  # records read at once: fewer calls, bounded memory
@@ -34,8 +35,12 @@ class Records:
     def __init__(self, builder: Any, split: str, name: str) -> None:
         self.name, self.split, self._folder = name, split, str(builder.data_dir)
         self.image_shape, self.num_classes = _features(builder.info.features, name)
+        tfds = require("tensorflow_datasets", "tensorflow-datasets", f"the data set {name!r}")
         try:
             self._records = builder.as_data_source(split=split)
+            if isinstance(builder.info.features["image"], tfds.features.Image):
+                # As an argument, tfds.testing.mock_data would need TensorFlow for it.
+                self._records.decoders = {"image": tfds.decode.SkipDecoding()}
         except NotImplementedError as error:
             raise DataError(
                 f"the data set {name!r} is stored in {self._folder!r} as "
@@ -43,7 +48,7 @@ class Records:
                 "data_dir, or convert it to array_record"
             ) from error
         except Exception as error:
-            raise DataError(self._damaged(error)) from error
+            raise DataError(self._damaged(None, error)) from error
 
         info = builder.info
         # Under tfds.testing.mock_data a builder has no splits.
@@ -55,11 +60,10 @@ class Records:
 
     def __getitem__(self, index: int) -> Example:
         try:
-            return self._example(self._records[index])
-        except DataError:
-            raise
+            record = self._records[index]
         except Exception as error:
-            raise DataError(self._damaged(error)) from error
+            raise DataError(self._damaged(index, error)) from error
+        return self._example(record, index)
 
     def __repr__(self) -> str:
         return f"Records({self.name!r}, {self.split!r})"
@@ -72,28 +76,35 @@ class Records:
             places = range(start, min(start + _CHUNK, len(self)))
             try:
                 records = self._records.__getitems__(list(places))
-                examples = [self._example(record) for record in records]
-            except DataError:
-                raise
             # One at a time: tfds.testing.mock_data cannot read several, and a damaged record is
             # reported better.
             except Exception:
-                examples = [self[place] for place in places]
+                records = None
+            examples = [
+                self[place] if records is None else self._example(records[place - start], place)
+                for place in places
+            ]
             for place, example in zip(places, examples, strict=True):
                 image[place], label[place] = example["input"], example["label"]
         return image, label
 
-    def _example(self, record: dict) -> Example:
-        # PIL keeps an alpha channel that TensorFlow's decoder drops.
-        image = np.asarray(record["image"])[..., : self.image_shape[2]]
-        label = int(record["label"])
+    def _example(self, record: dict, index: int) -> Example:
+        # Under tfds.testing.mock_data images come decoded.
+        encoded = isinstance(record["image"], bytes)
+        try:
+            label = int(record["label"])
+            image = self._decoded(record, index) if encoded else np.asarray(record["image"])
+        except DataError:
+            raise
+        except Exception as error:
+            raise DataError(self._damaged(index, error)) from error
         if image.ndim != 3 or any(
             size not in (None, actual)
             for size, actual in zip(self.image_shape, image.shape, strict=True)
         ):
             raise DataError(
-                f"an image of {self.name!r} has shape {image.shape}, but the data set states "
-                f"{self.image_shape}; prepare it again"
+                f"{self._described(record, index)} has an image of shape {image.shape}, but the "
+                f"data set states {self.image_shape}; prepare it again"
             )
         if label < 0:
             raise DataError(
@@ -102,10 +113,31 @@ class Records:
             )
         return {"input": image, "label": np.int32(label)}
 
-    def _damaged(self, error: Exception) -> str:
+    def _decoded(self, record: dict, index: int) -> np.ndarray:
+        try:
+            return decode(record["image"], self.image_shape[2])
+        except Exception as error:
+            reason = str(error) if isinstance(error, DataError) else one_line(error)
+            raise DataError(
+                f"the image of {self._described(record, index)} in {self._folder!r} cannot be "
+                f"decoded ({reason}); replace it where the data set was made from, or leave it "
+                "out, delete that folder, then rerun the same command"
+            ) from error
+
+    def _described(self, record: dict, index: int) -> str:
+        files = [
+            value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+            for key, value in record.items()
+            if key.split("/")[-1] in ("file_name", "filename")
+        ]
+        file = f" ({files[0]!r})" if files else ""
+        return f"example {index}{file} of the {self.split} split of {self.name!r}"
+
+    def _damaged(self, index: int | None, error: Exception) -> str:
+        example = "" if index is None else f"example {index} of "
         return (
-            f"the data set {self.name!r} in {self._folder!r} cannot be read ({one_line(error)}); "
-            "delete that folder, then rerun the same command"
+            f"{example}the {self.split} split of {self.name!r} in {self._folder!r} cannot be read "
+            f"({one_line(error)}); delete that folder, then rerun the same command"
         )
 
 

@@ -4,12 +4,14 @@ import contextlib
 import io
 import os
 import pathlib
+import re
 import shutil
 import sys
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from paramshare.data import (
     ArraySource,
@@ -139,8 +141,6 @@ def test_published_constants():
 
 
 def picture(kind: str, height: int, width: int, value: int, mode: str = "RGB") -> bytes:
-    from PIL import Image
-
     stream = io.BytesIO()
     Image.new(mode, (width, height), value if mode == "L" else (value,) * 3).save(stream, kind)
     return stream.getvalue()
@@ -226,6 +226,42 @@ def test_validation_split_of_the_set_is_used(tmp_path, monkeypatch):
     assert sizes(config.load()) == (30, 4, 7)
     without = Tfds("cifar10", data_dir=str(tmp_path), validation=0)
     assert sizes(without.load()) == (30, 0, 7)
+
+
+def test_other_decoders_are_never_asked(tmp_path, monkeypatch):
+    """tensorflow-datasets decodes with OpenCV where it is installed, and differently."""
+
+    def refuse(self, encoded):
+        raise AssertionError
+
+    monkeypatch.setattr(tfds.features.Image, "decode_example_np", refuse)
+    palette = Image.new("RGB", (32, 32), (10, 200, 30)).quantize(4)
+    stream = io.BytesIO()
+    palette.save(stream, "PNG")
+    odd = [{"id": f"x{i}", "image": stream.getvalue(), "label": i % 10} for i in range(20)]
+    write_as("cifar10", tmp_path, {"train": odd, "test": cifar(7)})
+    data = Tfds("cifar10", data_dir=str(tmp_path)).load()
+    assert (arrays(data.train).input == (10, 200, 30)).all()
+
+
+def test_an_unreadable_image_is_named(tmp_path):
+    def photographs(n: int) -> list[dict]:
+        return [
+            {"file_name": f"n{i}.JPEG", "image": picture("JPEG", 20, 20, i), "label": 1}
+            for i in range(n)
+        ]
+
+    for file, data in (("n3.JPEG", b"\xff\xd8"), ("n4.JPEG", picture("JPEG", 90, 90, 1)[:700])):
+        root = tmp_path / file
+        bad = [row | {"image": data} if row["file_name"] == file else row for row in photographs(6)]
+        write_as("imagenet2012", root, {"train": photographs(20), "validation": bad})
+        read = Tfds("imagenet2012", data_dir=str(root), image_size=16).load()
+        with pytest.raises(DataError) as caught:
+            [read.test[i] for i in range(6)]
+        words = (
+            rf"example \d \('{file}'\) of the validation split of 'imagenet2012' in .*replace it"
+        )
+        assert re.search(words, str(caught.value))
 
 
 @pytest.mark.parametrize(
