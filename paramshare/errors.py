@@ -26,3 +26,15 @@ class ParamshareError(ValueError):
 def warn(message: str) -> None:
     """Prints a line about something that went wrong but does not stop the work."""
     print(f"paramshare: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Another library's error as `Type: first line of its message`, cut at `limit` characters.
+
+    Example:
+      >>> one_line(OSError("disk full\\nmore"))
+      'OSError: disk full'
+    """
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -55,11 +55,13 @@ class Trace:
 
     Attributes:
       parameters: by path, in the order in which the model first calls the layers that own them.
+      variables: shapes and dtypes of all collections, without partitioning metadata.
       jaxpr: the jaxpr of the parameters, sorted by path, as a function of a key.
       measured: statistics of the initializers measured so far.
     """
 
     parameters: Mapping[str, Parameter]
+    variables: Mapping[str, Any]
     jaxpr: ClosedJaxpr
     measured: dict[Target, Statistics] = dataclasses.field(default_factory=dict)
 
@@ -123,6 +125,7 @@ def measure(trace: Trace, stack_axes: Mapping[str, int | None]) -> dict[str, Sta
 def _trace(model: nn.Module, leaves: tuple[Any, ...], tree: Any, x64: bool) -> Trace:
     order: dict[tuple[str, ...], int] = {}
     axes: dict[tuple[str, ...], dict[str, Axes]] = {}
+    collections: dict[str, Any] = {}
 
     def note(call, args, kwargs, context):
         module = context.module
@@ -146,6 +149,9 @@ def _trace(model: nn.Module, leaves: tuple[Any, ...], tree: Any, x64: bool) -> T
         )
         with nn.intercept_methods(note):
             variables = nn.meta.unbox(model.init(key, *args, **options))
+        collections.update(
+            jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
+        )
         return dict(flatten_dict(variables.get("params", {}), sep="/"))
 
     with _fixed_prng():
@@ -166,7 +172,8 @@ def _trace(model: nn.Module, leaves: tuple[Any, ...], tree: Any, x64: bool) -> T
             shapes[path].shape, shapes[path].dtype, axes.get(tuple(scope), {}).get(name)
         )
 
-    return Trace({path: parameter(path) for path in sorted(shapes, key=rank)}, jaxpr)
+    parameters = {path: parameter(path) for path in sorted(shapes, key=rank)}
+    return Trace(parameters, collections, jaxpr)
 
 
 def module_axes(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Axes]:

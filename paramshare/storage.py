@@ -1,57 +1,136 @@
-"""Files and folders that are written completely or not at all."""
+"""Files and folders that are written completely or not at all, and the paths that they may have."""
 
 import contextlib
+import errno
+import glob
 import json
+import math
 import os
 import pathlib
+import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from paramshare.errors import ParamshareError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space on that disk",
+    errno.EDQUOT: "free some of your quota on that disk",
+    errno.EFBIG: "raise the limit on the size of files (`ulimit -f`)",
+    errno.EROFS: "choose a folder that is not read-only",
+    errno.EISDIR: "move it away",
+}
+_NAME_BYTES, _PATH_BYTES = 255, 4095  # the longest that Linux and macOS accept
+
+
+class StorageError(ParamshareError):
+    """A file or folder that cannot be written, or a path that cannot be one."""
+
+
+def not_written(path: str | os.PathLike[str], error: OSError) -> StorageError:
+    """The error to raise for a path that could not be written, with what to do about it.
+
+    Example:
+      >>> print(not_written("runs/a", OSError(28, "No space left on device")))
+      runs/a cannot be written (No space left on device); free some space on that disk
+    """
+    remedy = _REMEDIES.get(error.errno or 0, "check the folder's permissions")
+    return StorageError(f"{path} cannot be written ({error.strerror or error}); {remedy}")
+
+
+def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """A path on this machine.
+
+    Raises:
+      StorageError: if it is empty, a URL such as "gs://bucket/run", or no path at all.
+
+    Example:
+      >>> local_path("gs://bucket/run")
+      Traceback (most recent call last):
+      ...
+      paramshare.storage.StorageError: 'gs://bucket/run' is a URL; give a folder of this machine, \
+such as a bucket that is mounted
+    """
+    text = os.fspath(path)
+    if not text or "\0" in text:
+        raise StorageError(f"{text!r} is no path; give the name of a file or folder")
+    url = re.match(r"([a-z][a-z0-9+.-]+):/+(.*)", text, re.IGNORECASE)
+    if url:  # a Path has lost one of the slashes
+        raise StorageError(
+            f"'{url[1]}://{url[2]}' is a URL; give a folder of this machine, such as a bucket that "
+            "is mounted"
+        )
+    longest = max(len(os.fsencode(part)) for part in text.split("/"))
+    if longest > _NAME_BYTES or len(os.fsencode(text)) > _PATH_BYTES:
+        raise StorageError(
+            f"the path {text[:40]}... has a name of {longest} bytes, {len(text)} characters in "
+            f"all; at most {_NAME_BYTES} and {_PATH_BYTES} are possible"
+        )
+    return pathlib.Path(path)
+
 
 @contextlib.contextmanager
-def written_whole(folder: pathlib.Path, error: type[Exception]) -> Iterator[pathlib.Path]:
+def written_whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a temporary folder to fill, and renames it to `folder` at the end.
 
-    If anything fails, the temporary folder is removed and `folder` is left as it was.
+    If anything fails, the temporary folder is removed and `folder` is left as it was. What a
+    killed process left beside it is removed too.
 
     Args:
       folder: a folder that does not exist yet, or is empty; its parents are created.
-      error: raised if the folder cannot be written.
+
+    Raises:
+      StorageError: if the folder cannot be written.
 
     Example:
       >>> import pathlib, tempfile
-      >>> from paramshare.storage import written_whole
       >>> with tempfile.TemporaryDirectory() as parent:
-      ...     with written_whole(pathlib.Path(parent) / "new", ValueError) as temporary:
+      ...     with written_whole(pathlib.Path(parent) / "new") as temporary:
       ...         _ = (temporary / "file").write_text("content")
       ...     (pathlib.Path(parent) / "new" / "file").read_text()
       'content'
     """
-    temporary = None
+    temporary = _temporary(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        yield temporary
-        temporary.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-        temporary.rename(folder)
-    except OSError as reason:
-        raise error(f"{folder} cannot be written: {reason}") from None
+        _remove_leftovers(folder)
+        temporary.mkdir()
+        with _held(temporary):
+            yield temporary
+            temporary.rename(folder)
+    except OSError as error:
+        raise not_written(folder, error) from None
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
     """Writes a file beside `path` and renames it, so that a reader never sees half of it.
 
+    A link at `path` is replaced; the file that it points to stays as it is.
+
     Raises:
-      OSError: if it cannot be written.
+      StorageError: if it cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    temporary = _temporary(path)
+    try:
+        _remove_leftovers(path)
+        with temporary.open("xb") as file, _held(temporary):
+            file.write(content)
+            file.flush()
+            os.replace(temporary, path)
+    except OSError as error:
+        raise not_written(path, error) from None
+    finally:
+        with contextlib.suppress(OSError):  # it is gone if all went well
+            temporary.unlink()
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -59,11 +138,67 @@ def write_text(path: pathlib.Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def read_json(
-    path: pathlib.Path,
-    error: type[Exception],
-    remedy: str = "remove it and rerun the same command to write it again",
-) -> dict[str, Any]:
+def check_room(folder: pathlib.Path, size: int) -> None:
+    """Checks that a file of `size` bytes can be written into a folder.
+
+    Raises:
+      StorageError: if the disk, a quota or a limit does not allow it.
+    """
+    temporary = _temporary(folder / "room")
+    _remove_leftovers(folder / "room")
+    try:
+        with temporary.open("xb") as file, _held(temporary):
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, max(size, 1))
+            elif shutil.disk_usage(folder).free < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a disk without reservations
+            raise not_written(folder, error) from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+@contextlib.contextmanager
+def _held(path: pathlib.Path) -> Iterator[None]:
+    """Marks a temporary file or folder as in use, until the process ends."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # some network disks have no locks
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(number)
+
+
+def is_temporary(path: pathlib.Path, name: str) -> bool:
+    """Whether a path is what `written_whole` or `write_bytes` makes before it becomes `name`."""
+    return re.fullmatch(rf"\.{re.escape(name)}-[0-9a-f]{{8}}", path.name) is not None
+
+
+def _temporary(target: pathlib.Path) -> pathlib.Path:
+    return target.with_name(f".{target.name}-{secrets.token_hex(4)}")
+
+
+def _remove_leftovers(target: pathlib.Path) -> None:
+    """Removes what killed processes left of their attempts to write `target`."""
+    if fcntl is None:
+        return
+    for path in target.parent.glob(f".{glob.escape(target.name)}-????????"):
+        if not is_temporary(path, target.name) or path.is_symlink():
+            continue
+        with contextlib.suppress(OSError):
+            number = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails if a process holds it
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            finally:
+                os.close(number)
+
+
+def read_json(path: pathlib.Path, error: type[Exception], remedy: str) -> dict[str, Any]:
     """Reads a JSON object from a file.
 
     Args:
@@ -73,8 +208,26 @@ def read_json(
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as reason:
+    except (OSError, ValueError, RecursionError) as reason:
         raise error(f"{path} cannot be read: {reason}; {remedy}") from None
     if not isinstance(value, dict):
         raise error(f"{path} must hold a JSON object, got {type(value).__name__}; {remedy}")
     return value
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON. It has no NaN and no infinity: they become null.
+
+    Example:
+      >>> json_text({"loss": float("nan"), "scores": [1.5, float("inf")]})
+      '{"loss": null, "scores": [1.5, null]}'
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(part) for name, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(part) for part in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(value), indent=indent, allow_nan=False)

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from paramshare.errors import ParamshareError, warn
+from paramshare.errors import ParamshareError, one_line, warn
 
 # Modules of the extra "train". Others are the user's, whose traceback is worth more.
 EXTRA = (
@@ -42,6 +42,17 @@ def run_command(run: Callable[[], int | None]) -> int:
         return 0
     except ParamshareError as error:
         return print_error(str(error), error.exit_code)
+    except MemoryError as error:
+        return print_error(f"not enough memory ({one_line(error)}); choose smaller sizes", 2)
+    except RuntimeError as error:
+        text = str(error)
+        if text.startswith("Unable to initialize backend"):
+            return print_error(f"{text.splitlines()[0]}; check JAX_PLATFORMS", 2)
+        if "RESOURCE_EXHAUSTED" in text:  # XLA's
+            return print_error(f"not enough memory ({one_line(error)}); choose smaller sizes", 2)
+        raise
+    except OSError as error:  # such as a full disk behind standard output
+        return print_error(f"{one_line(error)}; fix the cause, then rerun the same command", 2)
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         if module not in EXTRA:

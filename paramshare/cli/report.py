@@ -1,7 +1,6 @@
 """Commands that show how a run went: similarity, report."""
 
 import argparse
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -36,6 +35,7 @@ def _similarity(args: argparse.Namespace, overrides: list[str]) -> int:
     from paramshare.measure.snapshots import THRESHOLDS, near_pairs, snapshots
     from paramshare.report.record import snapshot_of
     from paramshare.shared import Shared
+    from paramshare.storage import json_text
     from paramshare.training.metrics import METRICS, read_metrics
     from paramshare.training.workdir import network_variables, stored_network
     from paramshare.transform.folding import check_threshold
@@ -76,7 +76,7 @@ def _similarity(args: argparse.Namespace, overrides: list[str]) -> int:
             "step": step,
             "epoch": snapshot.epoch,
         }
-        print(json.dumps(about | {"banks": banks, "pictures": [str(path) for path in pictures]}))
+        print(json_text(about | {"banks": banks, "pictures": [str(path) for path in pictures]}))
         return 0
     print(f"{title}, {args.checkpoint} state, step {step:,}: |cosine| between layers")
     for name, matrix in snapshot.matrices.items():
@@ -137,24 +137,18 @@ def draw(
     from paramshare.report.pictures import similarity_maps, similarity_over_training
 
     pictures = [workdir / "similarity.png"]
-    try:
-        similarity_maps(
-            snapshot.matrices,
-            pictures[0],
-            labels=layer_labels(layout),
-            title=f"{title}: layer similarity after epoch {snapshot.epoch}",
+    similarity_maps(
+        snapshot.matrices,
+        pictures[0],
+        labels=layer_labels(layout),
+        title=f"{title}: layer similarity after epoch {snapshot.epoch}",
+    )
+    if len(history) > 1:
+        pictures.append(workdir / "similarity_over_training.png")
+        similarity_over_training(
+            history,
+            pictures[1],
+            thresholds=thresholds,
+            title=f"{title}: layer similarity over training",
         )
-        if len(history) > 1:
-            pictures.append(workdir / "similarity_over_training.png")
-            similarity_over_training(
-                history,
-                pictures[1],
-                thresholds=thresholds,
-                title=f"{title}: layer similarity over training",
-            )
-    except OSError as error:
-        raise CommandError(
-            f"{pictures[-1]} cannot be written: {error.strerror}; "
-            "move it away, or check the folder's permissions"
-        ) from None
     return pictures

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from paramshare.data.error import DataError, one_line, require
+from paramshare.data.error import DataError, require
 from paramshare.data.order import train_indices
 from paramshare.data.sources import ArraySource, Source
+from paramshare.errors import one_line
 
 Batch = dict[str, Any]
 

@@ -1,9 +1,9 @@
-"""The errors of data sets, and imports of optional packages."""
+"""The error of data sets, and imports of optional packages."""
 
 import importlib
 import types
 
-from paramshare.errors import ParamshareError
+from paramshare.errors import ParamshareError, one_line
 
 
 class DataError(ParamshareError):
@@ -15,18 +15,6 @@ class DataError(ParamshareError):
       ...
       paramshare.data.error.DataError: batch_size is 0; it must be 1 or more
     """
-
-
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """Another library's error as `Type: first line of its message`, cut at `limit` characters.
-
-    Example:
-      >>> one_line(OSError("disk full\\nmore"))
-      'OSError: disk full'
-    """
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def require(module: str, package: str, purpose: str) -> types.ModuleType:

@@ -18,7 +18,8 @@ import zlib
 import numpy as np
 
 from paramshare.data.dataset import looks_channels_first
-from paramshare.data.error import DataError, one_line
+from paramshare.data.error import DataError
+from paramshare.errors import one_line
 
 _STEMS = {
     "train": ("train-images-idx", "train-labels-idx1-ubyte"),

@@ -11,7 +11,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from paramshare.data.error import DataError, one_line, require
+from paramshare.data.error import DataError, require
+from paramshare.errors import one_line
 
 _FORMAT = "array_record"  # the format of tensorflow-datasets with random access
 _UNWRITABLE = (

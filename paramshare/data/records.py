@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 
 from paramshare.data.decoding import decode
-from paramshare.data.error import DataError, one_line, require
+from paramshare.data.error import DataError, require
 from paramshare.data.sources import Example
+from paramshare.errors import one_line
 
 _CHUNK = 4096  # records read at once: fewer calls, bounded memory
 

@@ -29,7 +29,8 @@ from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform
 import pydantic
 
 from paramshare.data.dataset import Dataset
-from paramshare.data.error import DataError, one_line
+from paramshare.data.error import DataError
+from paramshare.errors import one_line
 from paramshare.tasks.config import checked_dataclass, describe
 
 T = TypeVar("T", bound="DataConfig")
@@ -168,7 +169,7 @@ def _import(kind: str, origin: str) -> None:
             runpy.run_path(origin)
         else:
             importlib.import_module(origin)
-    except Exception as error:  # the file is the user's
+    except (Exception, SystemExit) as error:  # the file is the user's
         raise DataError(
             f"data.kind is {kind!r}, but {origin}, which registers it, cannot be imported "
             f"({one_line(error)}); {remedy}"

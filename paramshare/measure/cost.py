@@ -148,8 +148,8 @@ def cost(
         inputs = (jax.ShapeDtypeStruct((1, *inputs[0]), jnp.float32),)
     plain = model.model if isinstance(model, Shared) else model
     key = jax.random.key(0)
-    # The inputs are traced; the options are not, so that `train=False` stays a Python bool.
-    plain_variables = jax.eval_shape(lambda *xs: plain.init(key, *xs, **options), *inputs)
+    traced = trace(plain, *inputs, **options)
+    plain_variables = traced.variables
 
     def apply(variables: Any, *xs: Any) -> Any:
         mutable = DenyList("params")  # with train=True the model updates its statistics
@@ -165,8 +165,7 @@ def cost(
         banks = model.layout.banks
         variables = _shared_variables(model, plain_variables)
         generation = sum(multiply_adds(model.layout.expand, variables).values())
-    parameters = trace(plain, *inputs, **options).parameters
-    sizes = {path: math.prod(parameter.shape) for path, parameter in parameters.items()}
+    sizes = {path: math.prod(x.shape) for path, x in traced.parameters.items()}
     optimizer = optax.sgd(0.1, momentum=0.9) if optimizer is None else optimizer
     return Cost(
         _layers(sizes, {site.path: b.name for b in banks for site in b.sites}, work),

@@ -101,11 +101,7 @@ def spread(items: list[Any], most: int) -> list[Any]:
 
 
 def _snapshot(line: Mapping[str, Any]) -> Snapshot | None:
-    if (
-        line.get("kind") != "similarity"
-        or not isinstance(line.get("epoch"), int)
-        or not isinstance(line.get("matrices"), dict)
-    ):
+    if line["kind"] != "similarity" or not isinstance(line.get("matrices"), dict):
         return None
     try:
         matrices = {
@@ -116,4 +112,4 @@ def _snapshot(line: Mapping[str, Any]) -> Snapshot | None:
     square = all(
         matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] for matrix in matrices.values()
     )
-    return Snapshot(line["epoch"], line.get("step", 0), matrices) if matrices and square else None
+    return Snapshot(line["epoch"], line["step"], matrices) if matrices and square else None

@@ -13,7 +13,6 @@ from typing import Any
 
 import jinja2
 
-from paramshare.errors import ParamshareError
 from paramshare.report.charts import Chart, heat_colours, line_chart
 from paramshare.report.record import Record
 from paramshare.report.similarity_section import similarity_section
@@ -36,16 +35,10 @@ def write_report(record: Record, workdir: str | pathlib.Path) -> pathlib.Path:
     """Writes `report.html` into a workdir and returns its path.
 
     Raises:
-      ParamshareError: if it cannot be written.
+      StorageError: if it cannot be written.
     """
     page = pathlib.Path(workdir) / PAGE
-    try:
-        write_text(page, html_report(record))
-    except OSError as error:
-        raise ParamshareError(
-            f"{page} cannot be written: {error.strerror}; move it away, or check the folder's "
-            "permissions"
-        ) from None
+    write_text(page, html_report(record))
     return page
 
 
@@ -161,11 +154,7 @@ def _series(record: Record, name: str) -> dict[str, list[tuple[Any, Any]]]:
 
 
 def _points(record: Record, name: str) -> list[tuple[int, Any]]:
-    return [(line["epoch"], line[name]) for line in record.epochs if _is_number(line.get(name))]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return [(line["epoch"], line[name]) for line in record.epochs if name in line]
 
 
 def _settings(record: Record) -> Table:

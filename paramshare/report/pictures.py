@@ -182,9 +182,10 @@ def gradient_flow(
             for number, name in enumerate(
                 name for name in train[0] if name.startswith(f"gradient_{what}/")
             ):
+                points = [line for line in train if name in line]
                 cell.plot(
-                    [line["step"] for line in train],
-                    [line[name] for line in train],
+                    [line["step"] for line in points],
+                    [line[name] for line in points],
                     color=f"C{number}",
                     label=name.split("/", 1)[1],
                 )
@@ -304,7 +305,7 @@ def blank(rows: int, columns: int, size: tuple[float, float], **options: Any) ->
 
 
 def save(figure: Any, file: str | pathlib.Path, dpi: int = 120) -> None:
-    """Writes a figure as a PNG, completely or not at all; `OSError` if it cannot be written."""
+    """Writes a figure as a PNG, completely or not at all; `StorageError` if it cannot be."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dpi)
     write_bytes(pathlib.Path(file), content.getvalue())

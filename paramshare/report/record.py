@@ -71,12 +71,8 @@ class Record:
 
     @property
     def epochs(self) -> list[Mapping[str, Any]]:
-        """The lines of kind "epoch" that have an epoch."""
-        return [
-            line
-            for line in self.lines
-            if line.get("kind") == "epoch" and isinstance(line.get("epoch"), int)
-        ]
+        """The lines of kind "epoch"."""
+        return [line for line in self.lines if line["kind"] == "epoch"]
 
 
 def read_run(workdir: str | pathlib.Path, model: nn.Module | None = None) -> Record:
@@ -132,10 +128,6 @@ def snapshot_of(
     snapshot = make_snapshot(model)
     if snapshot is None:
         return None
-    epochs = [
-        line["epoch"]
-        for line in lines
-        if line["kind"] == "epoch" and line["step"] <= step and isinstance(line.get("epoch"), int)
-    ]
+    epochs = [line["epoch"] for line in lines if line["kind"] == "epoch" and line["step"] <= step]
     matrices = {name: np.asarray(matrix) for name, matrix in snapshot(variables).items()}
     return Snapshot(epochs[-1] if epochs else 0, step, matrices)

@@ -4,17 +4,14 @@ What is random is drawn first (`draw`), then applied by pure functions (`flip`, 
 so that a task can apply the same draws to the image and to its label.
 """
 
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pydantic
 
 from paramshare.errors import ParamshareError
-from paramshare.tasks.config import checked_dataclass
-
-Pixels = Annotated[int, pydantic.Field(ge=0)]
+from paramshare.tasks.config import Natural, checked_dataclass
 
 
 class AugmentError(ParamshareError):
@@ -35,10 +32,10 @@ class Augment:
 
     flip: bool = False
     """Mirror each image left to right with probability 1/2."""
-    pad_crop: Pixels = 0
+    pad_crop: Natural = 0
     """Pad each image by this many zero pixels on each side and crop it back at a random offset; 0
     for none."""
-    cutout: Pixels = 0
+    cutout: Natural = 0
     """Side of a square set to 0 after normalising, clipped at the border (DeVries and Taylor 2017);
     0 for none."""
 

@@ -15,8 +15,10 @@ T = TypeVar("T")
 FIELDS = pydantic.ConfigDict(strict=True, extra="forbid", use_attribute_docstrings=True)
 """How fields are read: no conversions but int to float, descriptions from attribute docstrings."""
 
-Count = Annotated[int, pydantic.Field(ge=1)]
+Count = Annotated[int, pydantic.Field(ge=1, lt=2**31)]
 """An integer, 1 or more."""
+Natural = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+"""An integer, 0 or more."""
 Fraction = Annotated[float, pydantic.Field(ge=0, lt=1)]
 """A number in [0, 1)."""
 

@@ -10,8 +10,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from paramshare.errors import ParamshareError
+from paramshare.storage import StorageError, check_room, not_written
 
 KEPT = 2  # newest states to keep, in case one is unreadable
+OVERHEAD = 2**17  # bytes of a checkpoint beside its arrays
 DIGEST = "sha256"  # JSON key of the hash of arrays and notes
 
 
@@ -38,10 +40,15 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        if self._manager is not None:
-            self._manager.wait_until_finished()
-            self._manager.close()
-            self._manager = None
+        manager, self._manager = self._manager, None
+        if manager is None:
+            return
+        try:
+            manager.wait_until_finished()
+            manager.close()
+        except Exception as error:
+            if exception[0] is None:
+                raise self._not_saved(error) from error
 
     @property
     def latest(self) -> int | None:
@@ -64,20 +71,30 @@ class Checkpoints:
           tree: pytree of arrays.
           notes: JSON values.
           wait: return only when the checkpoint is on disk.
+
+        Raises:
+          CheckpointError: if this one or the one before cannot be written; what is on disk stays.
         """
         manager = self._open()
         if step not in manager.all_steps():
             # Copies on the host: the next training step may reuse the memory of these arrays.
             arrays = jax.tree.map(np.array, jax.device_get(tree))
-            manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(arrays),
-                    notes=ocp.args.JsonSave({"notes": notes, DIGEST: _digest(arrays, notes)}),
-                ),
-            )
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+            try:  # also reports what failed in the background of the save before
+                if jax.process_index() == 0:
+                    # Orbax reports a full disk in hundreds of lines, from several threads.
+                    check_room(self.folder, size + size // 20 + OVERHEAD)
+                manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(arrays),
+                        notes=ocp.args.JsonSave({"notes": notes, DIGEST: _digest(arrays, notes)}),
+                    ),
+                )
+            except Exception as error:
+                raise self._not_saved(error) from error
         if wait:
-            manager.wait_until_finished()
+            self.wait()
 
     def restore(self, like: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """Reads a checkpoint.
@@ -140,9 +157,24 @@ class Checkpoints:
                 self._open().delete(later)
 
     def wait(self) -> None:
-        """Waits until all saved checkpoints are on disk."""
+        """Waits until all saved checkpoints are on disk.
+
+        Raises:
+          CheckpointError: if one cannot be written.
+        """
         if self._manager is not None:
-            self._manager.wait_until_finished()
+            try:
+                self._manager.wait_until_finished()
+            except Exception as error:
+                raise self._not_saved(error) from error
+
+    def _not_saved(self, error: Exception) -> CheckpointError:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return CheckpointError(
+            f"no checkpoint can be written to {self.folder} "
+            f"({error if isinstance(error, StorageError) else reason}); what {self.folder.parent} "
+            "holds is safe: rerun the same command to resume from its newest checkpoint"
+        )
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
@@ -152,7 +184,10 @@ class Checkpoints:
                     "remove it, or use a new workdir"
                 )
             options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, create=True)
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+            try:
+                self._manager = ocp.CheckpointManager(self.folder, options=options)
+            except OSError as error:
+                raise not_written(self.folder, error) from error
         return self._manager
 
 

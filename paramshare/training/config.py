@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from paramshare.data import AnyData, Digits
-from paramshare.errors import ParamshareError
+from paramshare.errors import ParamshareError, one_line
+from paramshare.storage import local_path
 from paramshare.tasks import Augment
-from paramshare.tasks.config import Count, Fraction, checked_dataclass, describe
+from paramshare.tasks.config import Count, Fraction, Natural, checked_dataclass, describe
 
 # Fields that may differ when a run is resumed: they change what is logged, not what is trained.
 LOG_ONLY_FIELDS = (
@@ -80,7 +81,7 @@ class Schedule:
 
     name: Literal["step", "cosine", "exponential", "constant"] = "step"
     """Drops at milestones, half a cosine down to zero, smooth exponential decay, or constant."""
-    milestones: tuple[int, ...] = (60, 120, 160)
+    milestones: tuple[Annotated[int, pydantic.Field(lt=2**31)], ...] = (60, 120, 160)
     """Epochs, counted from 0, at the start of which the "step" schedule drops."""
     factor: Positive = 0.2
     """Factor of each drop ("step"), or of each period ("exponential")."""
@@ -126,7 +127,7 @@ class Config:
     """Examples in each step, over all devices of all processes."""
     label_smoothing: Fraction = 0.0
     """Fraction of the target that is spread evenly over all classes; 0 keeps that of the task."""
-    seed: Annotated[int, pydantic.Field(ge=0, lt=2**31)] = 0
+    seed: Natural = 0
     """Seed of initial values, order of examples, augmentation, validation split and dropout."""
     mapping: Literal["pmap", "shard_map"] = "pmap"
     """How the step is mapped over devices; both compute the same."""
@@ -140,7 +141,7 @@ class Config:
     """Write TensorBoard event files too."""
     gradient_flow: bool = False
     """Log the mean and the largest |gradient| of every bank."""
-    similarity_every: Annotated[int, pydantic.Field(ge=0)] = 1
+    similarity_every: Natural = 1
     """Epochs between records of the similarity of the layers in each bank; 0 for none."""
 
     def check(self) -> None:
@@ -209,7 +210,7 @@ def load_file(path: str | pathlib.Path) -> Config:
     Raises:
       ConfigError: if there is no such file, it fails, or sets no `config` of type `Config`.
     """
-    path = pathlib.Path(path)
+    path = local_path(path)
     if not path.is_file():
         raise ConfigError(
             f"no configuration file {str(path)!r}; give a Python file that sets `config` first, "
@@ -219,8 +220,8 @@ def load_file(path: str | pathlib.Path) -> Config:
         config = runpy.run_path(str(path)).get("config")
     except ParamshareError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except Exception as error:
-        raise ConfigError(f"{path} fails with {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{path} fails with {one_line(error)}") from error
     if not isinstance(config, Config):
         raise ConfigError(
             f"{path} must set `config` to a paramshare.training.config.Config, got "

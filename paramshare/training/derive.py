@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from paramshare.data import eval_batches
 from paramshare.models.resnet import is_factored
 from paramshare.shared import Shared, count
-from paramshare.storage import written_whole
+from paramshare.storage import local_path, written_whole
 from paramshare.training.checkpoint import Checkpoints
 from paramshare.training.config import Config, ConfigError, Penalty, Schedule
 from paramshare.training.evaluation import make_evaluate
@@ -103,7 +103,7 @@ def derive(
     if fine_tune and workdir is None:
         raise ConfigError("fine-tuning needs a workdir, got None; give a folder to train in")
     if workdir is not None and not resume:
-        _check_absent(pathlib.Path(workdir))
+        _check_absent(local_path(workdir))
     variables, batches = check_variables(run, variables), 0
     if reestimate_batches:
         inputs = list(training_inputs(source, reestimate_batches))
@@ -171,9 +171,10 @@ def begin(
       origin: where the variables come from, stored as `origin.json`.
 
     Raises:
-      ConfigError: if the folder exists or cannot be written, or the variables do not fit the model.
+      ConfigError: if the folder exists, or the variables do not fit the model.
+      StorageError: if it cannot be written.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = local_path(workdir)
     _check_absent(workdir)
     variables = check_variables(run, variables)
     trainable = {name: variables[name] for name in TRAINABLE if name in variables}
@@ -185,7 +186,7 @@ def begin(
         run.optimizer.init(trainable),
         jnp.zeros((), jnp.bool_),
     )
-    with written_whole(workdir, ConfigError) as folder:
+    with written_whole(workdir) as folder:
         claim(folder, run)
         write_origin(folder, origin)
         with Checkpoints(folder / "checkpoints") as checkpoints:

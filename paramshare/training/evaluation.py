@@ -1,12 +1,13 @@
 """Evaluation: every example counts once, for any batch size and any number of devices."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 from paramshare.data import Source, eval_batches
+from paramshare.errors import ParamshareError
 from paramshare.tasks import TaskError
 from paramshare.training.result import Evaluation
 from paramshare.training.run import Run
@@ -15,12 +16,19 @@ from paramshare.training.step import make_eval_step
 AHEAD = 8  # batches computed before the oldest one is fetched
 
 
+class NonFinite(ParamshareError):
+    """A loss, of training or of evaluation, or a gradient was not finite."""
+
+    exit_code: ClassVar[int] = 1
+
+
 def make_evaluate(run: Run) -> Callable[[Any, Source], Evaluation]:
     """A function `(variables, source) -> Evaluation` over all examples of a source.
 
     The task reduces its statistics on the host over the whole source, so a measure need not be a
     mean over examples. The step is compiled once for each shape of inputs. The function raises
-    `TaskError` if the task reduces to other measures than it declares.
+    `NonFinite` if the loss of an example is not finite, and `TaskError` if the task reduces to
+    other measures than it declares.
     """
     step = run.devices.map(make_eval_step(run))
     names = {measure.name for measure in run.task.measures}
@@ -42,6 +50,12 @@ def make_evaluate(run: Run) -> Callable[[Any, Source], Evaluation]:
             return Evaluation(0.0, 0, dict.fromkeys(names, 0.0))
         losses_N, statistics_N = jax.tree.map(lambda *parts: np.concatenate(parts), *fetched)
         count = len(next(iter(losses_N.values())))
+        wrong = np.sum(~np.isfinite(sum(losses_N.values())))
+        if wrong:
+            raise NonFinite(
+                f"{run.config.model.name}: the loss of {wrong} of {count} evaluated examples is "
+                "not finite; train with a lower learning rate, or with warm-up"
+            )
         losses = {name: float(np.mean(x, dtype=np.float64)) for name, x in losses_N.items()}
         measures = {name: float(x) for name, x in run.task.reduce(statistics_N).items()}
         if measures.keys() != names:

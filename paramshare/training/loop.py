@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,9 +18,10 @@ from tqdm import tqdm
 from paramshare.data import ArraySource, Dataset, train_batches, train_indices
 from paramshare.errors import ParamshareError, warn
 from paramshare.measure.snapshots import make_snapshot
+from paramshare.storage import local_path
 from paramshare.training.checkpoint import CheckpointError
 from paramshare.training.config import Config, ConfigError
-from paramshare.training.evaluation import make_evaluate
+from paramshare.training.evaluation import NonFinite, make_evaluate
 from paramshare.training.result import Result
 from paramshare.training.run import Run, check_batch, check_together, prepare
 from paramshare.training.state import State
@@ -29,12 +30,6 @@ from paramshare.training.track import Track, mean
 from paramshare.training.workdir import RESULT, claim, locked
 
 REFRESH_SECONDS = 1.0  # between updates of the progress bar; each waits for the current step
-
-
-class NonFinite(ParamshareError):
-    """A loss or a gradient was not finite. The update was not applied."""
-
-    exit_code: ClassVar[int] = 1
 
 
 class Interrupted(ParamshareError):
@@ -87,7 +82,9 @@ def train(
       ConfigError, DataError, ModelError, PlanError: if configuration, data and model are
         incompatible; nothing is written in that case.
       CheckpointError: if a checkpoint cannot be read.
-      NonFinite: if a loss or gradient is not finite; names the step.
+      NonFinite: if a loss or gradient is not finite, and names the step; or if the loss on the
+        test set is not finite at the end. Validation that is not finite is a warning, and its epoch
+        is not selected.
       Interrupted: after SIGINT or SIGTERM, with the state saved.
 
     While it trains, the workdir is locked: another training there raises `ConfigError`.
@@ -124,7 +121,7 @@ def fit_together(
       ConfigError: if the runs differ in anything else, or have stored no common step. Also the
         errors of `train`.
     """
-    workdirs = [pathlib.Path(workdir) for workdir in workdirs]
+    workdirs = [local_path(workdir) for workdir in workdirs]
     check_together(runs, workdirs)
     for run, workdir in zip(runs, workdirs, strict=True):
         check_batch(run)
@@ -233,7 +230,15 @@ def _fit(tracks: list[Track], signals: "_Signals", quiet: bool) -> list[Result]:
         bar.close()
 
     # --- Test the last epoch, and the one with the best validation score
-    return [track.finish(variables(i), evaluate) for i, track in enumerate(tracks)]
+    results, errors = [], []
+    for i, track in enumerate(tracks):
+        try:
+            results.append(track.finish(variables(i), evaluate))
+        except NonFinite as error:  # the other runs are finished first
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return results
 
 
 def _resume(tracks: list[Track]) -> tuple[int, list[State]]:

@@ -3,11 +3,15 @@
 import contextlib
 import json
 import pathlib
+import sys
 from typing import Any
 
-from paramshare.storage import write_text
+from paramshare.storage import json_text, not_written, write_text
+from paramshare.training.checkpoint import CheckpointError
 
 METRICS = "metrics.jsonl"
+NUMBERED = {"train": ("step",), "epoch": ("step", "epoch"), "similarity": ("step", "epoch")}
+LARGEST = sys.float_info.max
 
 
 class MetricsFile:
@@ -36,18 +40,22 @@ class MetricsFile:
             self._events = SummaryWriter(
                 str(folder / "tensorboard"), purge_step=step + 1 if step else None
             )
-        if self.path.exists():
-            kept = [
-                json.dumps(line) for line in read_metrics(self.path) if 0 < step >= line["step"]
-            ]
-            write_text(self.path, "".join(line + "\n" for line in kept))
+        kept = [text for text, line in _lines(self.path) if 0 < step >= line["step"]]
+        write_text(self.path, "".join(text + "\n" for text in kept))
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Appends a line and flushes it to disk."""
+        """Appends a line and flushes it to disk. Values that are not finite become null.
+
+        Raises:
+          StorageError: if it cannot be written.
+        """
         if self._file is not None:
-            self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json_text({"kind": kind, "step": step, **values}) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise not_written(self.path, error) from None
         if self._events is not None:
             for name, value in values.items():
                 if isinstance(value, float):
@@ -57,19 +65,46 @@ class MetricsFile:
         """Closes the files."""
         for file in (self._file, self._events):
             if file is not None:
-                file.close()
+                with contextlib.suppress(OSError):  # `write` has reported it
+                    file.close()
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     """The lines of a metrics file; none if there is no file.
 
     A last line that is cut short, because the run was killed, and lines of another format are
-    skipped.
+    skipped. Lines of kind "train" and "epoch" hold finite numbers only: what was not finite is left
+    out.
+
+    Raises:
+      CheckpointError: if the file cannot be read.
     """
-    lines = []
-    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):
-            line = json.loads(text)
-            if isinstance(line, dict) and isinstance(line.get("step"), int) and "kind" in line:
-                lines.append(line)
-    return lines
+    return [line for _, line in _lines(path)]
+
+
+def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
+    """The valid lines of a file, as texts and as values."""
+    try:
+        texts = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}; remove it") from None
+    parsed = ((text, _parsed(text)) for text in texts.splitlines())
+    return [(text, line) for text, line in parsed if line is not None]
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or line.get("kind") not in NUMBERED:
+        return None
+    if any(type(line.get(name)) is not int for name in NUMBERED[line["kind"]]):
+        return None
+    if line["kind"] == "similarity":
+        return line
+    return {
+        name: value
+        for name, value in line.items()
+        if name == "kind" or (type(value) in (int, float) and abs(value) < LARGEST)
+    }

@@ -23,6 +23,7 @@ def learning_rate(config: Config, steps_per_epoch: int) -> optax.Schedule:
         drops = {
             m * steps_per_epoch - warmup: factor
             for m, factor in zip(schedule.milestones, factors, strict=True)
+            if m < config.epochs
         }
         after = optax.piecewise_constant_schedule(peak, drops)
     elif schedule.name == "cosine":

@@ -37,7 +37,8 @@ class _Stored:
             type.
         """
         path = pathlib.Path(path)
-        value = read_json(path, CheckpointError)
+        remedy = f"remove it and run `paramshare train --workdir {path.parent}` to write it again"
+        value = read_json(path, CheckpointError, remedy)
         try:
             # As JSON, which has no tuples: in Python a list would be refused.
             return pydantic.TypeAdapter(cls).validate_json(json.dumps(value), strict=True)
@@ -45,25 +46,12 @@ class _Stored:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
             reason = f"{field}: {first['msg']}" if field else first["msg"]
-            raise CheckpointError(
-                f"{path} is damaged ({reason}); "
-                "remove it and rerun the same command to write it again"
-            ) from None
+            raise CheckpointError(f"{path} is damaged ({reason}); {remedy}") from None
 
     def write(self, path: str | pathlib.Path) -> None:
-        """Writes the JSON beside the file and renames it.
-
-        Raises:
-          CheckpointError: if the file cannot be written.
-        """
+        """Writes the file as JSON; `StorageError` if it cannot be written."""
         text = pydantic.TypeAdapter(type(self)).dump_json(self, indent=2).decode()
-        try:
-            write_text(pathlib.Path(path), text + "\n")
-        except OSError as error:
-            raise CheckpointError(
-                f"{path} cannot be written: {error.strerror}; check the folder's permissions "
-                "and the space left on the disk"
-            ) from None
+        write_text(pathlib.Path(path), text + "\n")
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values, for `json.dumps`."""

@@ -134,6 +134,11 @@ def prepare(
             f"epochs is {config.epochs}; it must be a multiple of the {data.phases} phases of data "
             f"set {data.name!r}"
         )
+    steps = config.epochs * (data.phase_examples // config.batch_size)
+    if steps >= 2**31:
+        raise ConfigError(
+            f"epochs is {config.epochs}, which makes {steps:,} steps; at most 2^31 - 1 are possible"
+        )
     task = _smoothed(data.task, config.label_smoothing)
     task.check_augment(config.augment, data.input_shape)
     if model is None:

@@ -17,6 +17,7 @@ from paramshare.data import Source
 from paramshare.errors import warn
 from paramshare.shared import count
 from paramshare.training.checkpoint import CheckpointError, Checkpoints
+from paramshare.training.evaluation import NonFinite
 from paramshare.training.metrics import METRICS, MetricsFile, read_metrics
 from paramshare.training.result import Evaluation, Result, Selected
 from paramshare.training.run import Run
@@ -169,13 +170,18 @@ class Track:
         if len(run.data.validation) and (
             epoch % run.config.validate_every == 0 or epoch == run.config.epochs
         ):
-            evaluation = evaluate(variables, run.data.of_phase("validation", phase))
+            try:
+                evaluation = evaluate(variables, run.data.of_phase("validation", phase))
+            except NonFinite as error:
+                warn(f"validation after epoch {epoch}: {error}; the epoch will not be selected")
+                self.metrics.write("epoch", step, **line)
+                return None
             value = evaluation.measures[score]
             line |= {"validation_loss": evaluation.loss, f"validation_{score}": value}
             # Scores of early phases of a curriculum are not comparable with those of the last one.
-            # NaN is never the best: no later score would be larger.
+            # After NaN or infinity no later score would be larger.
             better = progress.best_score is None or value > progress.best_score
-            if better and not math.isnan(value) and phase == run.data.phases - 1:
+            if better and math.isfinite(value) and phase == run.data.phases - 1:
                 progress.best_score, progress.best_epoch, progress.best_step = value, epoch, step
                 # On disk before any checkpoint that refers to it.
                 self.best.save(step, variables, {"epoch": epoch, "validation": value}, wait=True)
@@ -185,7 +191,13 @@ class Track:
     def finish(self, variables: dict[str, Any], evaluate: Evaluate) -> Result:
         """Evaluates the last and the selected epoch on the test set, and writes the result."""
         run, progress = self.run, self.progress
-        last = evaluate(variables, run.data.test)
+        try:
+            last = evaluate(variables, run.data.test)
+        except NonFinite as error:
+            selected = f"; epoch {progress.best_epoch} is in {self.best.folder}"
+            raise NonFinite(
+                f"{self.workdir} has no result: {error}{selected if progress.best_step else ''}"
+            ) from None
         others = {name: evaluate(variables, source) for name, source in run.data.others.items()}
         selected, speed = None, None
         if progress.best_score is not None:

@@ -1,7 +1,6 @@
 """The folder of a run: the configuration and facts that identify it, and the states it holds."""
 
 import contextlib
-import json
 import os
 import pathlib
 import socket
@@ -11,7 +10,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from paramshare.storage import read_json, write_text
+from paramshare.errors import warn
+from paramshare.storage import (
+    is_temporary,
+    json_text,
+    local_path,
+    not_written,
+    read_json,
+    write_text,
+)
 from paramshare.training import config as configs
 from paramshare.training.checkpoint import CheckpointError, Checkpoints
 from paramshare.training.config import Config, ConfigError
@@ -48,22 +55,24 @@ def claim(workdir: pathlib.Path, run: Run) -> None:
                 "use a new --workdir, or the same settings, data and code"
             )
         if not facts.is_file() and jax.process_index() == 0:
-            run.facts.write(facts)  # the user removed a damaged file
+            warn(f"{facts} is missing; it is written again, without a check of data and code")
+            run.facts.write(facts)
         return
     if jax.process_index() != 0:
         return  # the first process creates it
-    # A claim that was killed may have left these.
-    leftovers = (FACTS, f"{FACTS}.tmp", f"{CONFIG}.tmp")
-    if workdir.exists() and (
-        not workdir.is_dir() or any(path.name not in leftovers for path in workdir.iterdir())
-    ):
+    if workdir.exists() and (not workdir.is_dir() or not all(map(_is_leftover, workdir.iterdir()))):
         raise ConfigError(f"workdir {workdir} is not empty and holds no run; use a new --workdir")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        run.facts.write(facts)
-        write_text(workdir / CONFIG, configs.to_json(run.config))
     except OSError as error:
-        raise ConfigError(f"workdir {workdir} cannot be written: {error}") from None
+        raise not_written(workdir, error) from None
+    run.facts.write(facts)
+    write_text(workdir / CONFIG, configs.to_json(run.config))
+
+
+def _is_leftover(path: pathlib.Path) -> bool:
+    """Whether a file may be what a claim that was killed left."""
+    return path.name == FACTS or is_temporary(path, FACTS) or is_temporary(path, CONFIG)
 
 
 @contextlib.contextmanager
@@ -80,10 +89,11 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         return
     path = workdir / LOCK
     while True:
-        try:
-            file = path.open("a+")
+        try:  # without following a link, whose target would be truncated
+            number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
-            raise ConfigError(f"workdir {workdir} cannot be written: {error}") from None
+            raise not_written(path, error) from None
+        file = os.fdopen(number, "r+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -98,9 +108,10 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
             break
         file.close()  # its holder removed it just now
     try:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk; the lock holds without the name
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
         yield
     finally:
         path.unlink(missing_ok=True)
@@ -123,7 +134,7 @@ def differences(workdir: pathlib.Path, run: Run, config: Config) -> list[str]:
 
 def write_origin(workdir: pathlib.Path, origin: Mapping[str, Any]) -> None:
     """Notes what the first state of a workdir was made from."""
-    write_text(workdir / ORIGIN, json.dumps(origin, indent=2, allow_nan=False) + "\n")
+    write_text(workdir / ORIGIN, json_text(origin, indent=2) + "\n")
 
 
 def check_origin(workdir: pathlib.Path) -> None:
@@ -133,7 +144,7 @@ def check_origin(workdir: pathlib.Path) -> None:
       CheckpointError: if it was made from another run, so that its first checkpoint is missing.
     """
     if (workdir / ORIGIN).is_file():
-        origin = read_json(workdir / ORIGIN, CheckpointError)
+        origin = read_json(workdir / ORIGIN, CheckpointError, "make the run again in a new workdir")
         raise CheckpointError(
             f"{workdir} was made from {origin.get('workdir')} by "
             f"`paramshare {origin.get('command')}`, but its first checkpoint is missing; "
@@ -147,7 +158,7 @@ def stored_config(workdir: pathlib.Path) -> Config:
     Raises:
       ConfigError: if the folder holds no run, or a damaged configuration.
     """
-    path = workdir / CONFIG
+    path = local_path(workdir) / CONFIG
     if not path.is_file():
         raise ConfigError(
             f"{workdir} holds no run (no {CONFIG}); give the --workdir of a training run"

@@ -16,7 +16,7 @@ import numpy as np
 from jax import export as jax_export
 
 from paramshare.shared import Shared
-from paramshare.storage import written_whole
+from paramshare.storage import local_path, written_whole
 from paramshare.transform.variables_file import (
     ExportError,
     leaves_by_path,
@@ -97,14 +97,14 @@ def export(
       The folder.
 
     Raises:
-      ExportError: if the folder is not empty or cannot be written, or if the network cannot be
-        exported.
+      ExportError: if the folder is not empty, or if the network cannot be exported.
+      StorageError: if the folder cannot be written.
     """
-    folder = pathlib.Path(folder).absolute()
+    folder = local_path(folder).absolute()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ExportError(f"{folder} already exists; export to a new folder")
     program = export_program(model, variables, inputs, **options)
-    with written_whole(folder, ExportError) as scratch:
+    with written_whole(folder) as scratch:
         (scratch / PROGRAM).write_bytes(program)
         save_variables(variables, scratch / VARIABLES)
         about = _about(model, program, options)

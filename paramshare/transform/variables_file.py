@@ -1,5 +1,6 @@
 """Variables as flat arrays by path, and as a file that NumPy alone can read."""
 
+import io
 import os
 import zipfile
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from paramshare.errors import ParamshareError
+from paramshare.storage import local_path, write_bytes
 
 
 class ExportError(ParamshareError):
@@ -39,14 +41,13 @@ def save_variables(variables: Mapping[str, Any], file: str | os.PathLike) -> Non
     are stored as float32, which is exact. Equal variables give equal files.
 
     Raises:
-      ExportError: as `flat`, or if the file cannot be written.
+      ExportError: as `flat`.
+      StorageError: if the file cannot be written.
     """
     arrays: Any = flat(variables)
-    try:
-        with open(file, "wb") as stream:  # NumPy would add an ending to a name
-            np.savez(stream, **arrays)
-    except OSError as error:
-        raise ExportError(f"{file} cannot be written: {error}") from None
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    write_bytes(local_path(file), content.getvalue())
 
 
 def load_variables(file: str | os.PathLike) -> dict[str, Any]:

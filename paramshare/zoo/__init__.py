@@ -16,6 +16,9 @@ from paramshare.shared import share
 from paramshare.zoo.families import FAMILIES
 from paramshare.zoo.family import LARGE, SMALL, Family
 
+LARGEST = 10**9  # size of an image, or number of classes
+DEEPEST = 1000
+
 
 def create_model(
     name: str,
@@ -63,10 +66,11 @@ def create_model(
     if (
         not isinstance(shape, Sequence)
         or len(shape) != 3
-        or not all(isinstance(size, int) and size > 0 for size in shape)
+        or not all(isinstance(size, int) and 0 < size <= LARGEST for size in shape)
     ):
         raise ModelError(
-            f"{name}: input_shape={shape!r}; it must be (height, width, channels), each at least 1"
+            f"{name}: input_shape={shape!r}; it must be (height, width, channels), each at least 1 "
+            f"and at most {LARGEST:,}"
         )
     if "stem" in family.options and stem is None:
         stem = options["stem"] = "cifar" if min(shape[:2]) < 64 else "imagenet"
@@ -74,9 +78,10 @@ def create_model(
         num_classes = family.num_classes or (
             1000 if family.input_shape == LARGE and stem != "cifar" else 10
         )
-    if type(num_classes) is not int or num_classes < 1:
+    if type(num_classes) is not int or not 1 <= num_classes <= LARGEST:
         raise ModelError(
-            f"{name}: num_classes={num_classes!r}; it must be an integer of at least 1"
+            f"{name}: num_classes={num_classes!r}; it must be an integer of at least 1 and at most "
+            f"{LARGEST:,}"
         )
     try:
         model, plan = family.build(**arguments, num_classes=num_classes, **options)
@@ -121,10 +126,14 @@ def options_of(name: str) -> tuple[str, ...]:
 
 def _find(name: str) -> tuple[Family, dict[str, Any]]:
     """The family of a name and the arguments in the name; `ModelError` if there is none."""
+    if re.search(r"\d{10}", name):
+        raise ModelError(f"unknown model {name[:40]!r}; numbers in names have at most 9 digits")
     same_form = []
     for family in FAMILIES:
         arguments = family.parse(name)
         if arguments is not None:
+            if arguments.get("depth", 0) > DEEPEST:
+                raise ModelError(f"{name}: depth must be at most {DEEPEST:,}")
             if family.accepts(arguments):
                 return family, arguments
             same_form.append(family)

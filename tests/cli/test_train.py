@@ -214,8 +214,9 @@ def test_facts_of_another_network_are_refused(refused, config_file, workdir):
 
 def test_a_claim_that_was_cut_short_is_completed(loaded, tmp_path):
     run = loaded[0]
-    (tmp_path / "config.json.tmp").write_text("{")
+    (tmp_path / ".config.json-0123abcd").write_text("{")
     claim(tmp_path, run)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "identity.json"]
     assert stored_config(tmp_path) == run.config
     (tmp_path / "identity.json").unlink()  # as its error message advises
     claim(tmp_path, run)

@@ -96,7 +96,6 @@ def line(epoch: Any = 1, matrices: Any = None, **more) -> dict:
     "damaged",
     [
         line(kind="epoch"),
-        line(epoch="1"),
         line(matrices={}),
         line(matrices=[[1]]),
         line(matrices={"b": 3}),

@@ -12,6 +12,7 @@ from paramshare.report.pictures import (
     similarity_maps,
     site_labels,
 )
+from paramshare.storage import StorageError
 from paramshare.tasks import Measure
 
 
@@ -59,7 +60,7 @@ def test_a_picture_replaces_the_old_one_completely(tmp_path):
     learning_curves([epoch(1)], file, score=SCORE)
     assert has(file, C0) and [path.name for path in tmp_path.iterdir()] == ["curves.png"]
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(StorageError, match="move it away"):
         learning_curves([epoch(1)], tmp_path / "folder.png", score=SCORE)
 
 

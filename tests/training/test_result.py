@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from paramshare.storage import StorageError
 from paramshare.tasks import Measure
 from paramshare.training.checkpoint import CheckpointError
 from paramshare.training.result import Evaluation, Result, RunFacts, Selected
@@ -104,7 +105,7 @@ def test_a_damaged_file_is_named(tmp_path, text, message):
 
 
 def test_a_file_that_cannot_be_written(tmp_path):
-    with pytest.raises(CheckpointError, match="cannot be written"):
+    with pytest.raises(StorageError, match="cannot be written"):
         RESULT.write(tmp_path / "none" / "result.json")
 
 

@@ -17,7 +17,7 @@ from paramshare.tasks.config import Count, Fraction, checked_dataclass
 
 PARTS = ("train", "validation", "test")
 Part = Literal["train", "validation", "test"]
-Window = Annotated[int, pydantic.Field(ge=2)]
+Window = Annotated[int, pydantic.Field(ge=2, lt=2**31)]
 
 
 @checked_dataclass(DataError)
