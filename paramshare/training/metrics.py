@@ -97,9 +97,10 @@ def _parsed(text: str) -> dict[str, Any] | None:
         line = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(line, dict) or line.get("kind") not in NUMBERED:
+    if not isinstance(line, dict) or line.get("kind") not in list(NUMBERED):
         return None
-    if any(type(line.get(name)) is not int for name in NUMBERED[line["kind"]]):
+    counts = [line.get(name) for name in NUMBERED[line["kind"]]]
+    if not all(type(count) is int and 0 <= count < 2**31 for count in counts):
         return None
     if line["kind"] == "similarity":
         return line

@@ -14,6 +14,7 @@ import pytest
 
 from paramshare import FilterBasis, Plan, Rule, share
 from paramshare.data import ArraySource
+from paramshare.storage import StorageError
 from paramshare.training.checkpoint import CheckpointError, Checkpoints
 from paramshare.training.config import ConfigError, Penalty
 from paramshare.training.evaluation import make_evaluate
@@ -321,6 +322,84 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(config, digits, ne
             quiet=True,
         )
     assert caught.value.exit_code == 1
+
+
+def test_links_out_of_a_workdir_are_not_followed(copied, tmp_path):
+    workdir, expected, again = copied
+    victim = tmp_path / "victim"
+    for name in ("metrics.jsonl", "result.json", "report.html", "learning_curves.png"):
+        victim.write_text("mine")
+        (workdir / name).unlink(missing_ok=True)
+        (workdir / name).symlink_to(victim)
+        if name != "result.json":
+            assert again().last == expected.last
+        (workdir / "result.json").unlink()
+        assert victim.read_text() == "mine"
+    (workdir / ".lock").symlink_to(victim)
+    with pytest.raises(StorageError, match=r"\.lock cannot be written"):
+        again()
+    assert victim.read_text() == "mine"
+
+
+def test_a_full_disk_is_one_line_and_the_run_resumes(copied, monkeypatch):
+    workdir, expected, again = copied
+    shutil.rmtree(workdir / "checkpoints" / "60")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full, raising=False)
+        with pytest.raises(CheckpointError, match=r"free some space .* what .*copy holds is safe"):
+            again()
+    assert again().last == expected.last
+
+
+class Unstable(nn.Module):
+    """Its outputs in evaluation are not finite until it was called `until` times in training."""
+
+    until: int
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        calls = self.variable("batch_stats", "calls", lambda: jnp.zeros(()))
+        y = nn.Dense(10)(x.reshape(len(x), -1))
+        if train:
+            calls.value += 1
+            return y
+        return jnp.where(calls.value < self.until, jnp.nan, y)
+
+
+@pytest.fixture
+def unstable(config, digits, tmp_path):
+    """Trains 3 epochs of 4 steps."""
+    config = dataclasses.replace(config, epochs=3)
+    return lambda until: train(
+        config, tmp_path / "run", model=Unstable(until), data=digits, devices=ONE, quiet=True
+    )
+
+
+def test_an_evaluation_that_is_not_finite_is_no_result(unstable, tmp_path):
+    with pytest.raises(NonFinite, match=r"run has no result: .* the loss of \d+ of \d+") as caught:
+        unstable(100)
+    assert caught.value.exit_code == 1
+    assert sorted(path.name for path in tmp_path.glob("run/*")) == [
+        "checkpoints",
+        "config.json",
+        "identity.json",
+        "metrics.jsonl",
+    ]
+    with pytest.raises(NonFinite, match="has no result"):  # neither if it is run again
+        unstable(100)
+
+
+def test_an_epoch_whose_validation_is_not_finite_is_not_selected(unstable, tmp_path, capsys):
+    result = unstable(5)  # of 12 steps: the first validation fails
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("paramshare: validation after epoch 1: Unstable: the loss of ")
+    assert result.selected is not None and result.selected.epoch > 1
+    first, *others = lines_of(tmp_path / "run", "epoch")
+    assert "validation_loss" not in first and all("validation_loss" in line for line in others)
 
 
 class Odd(nn.Module):
