@@ -30,6 +30,9 @@ def add(command: Any) -> None:
     summary.add_argument(
         "--stem", help="'imagenet' or 'cifar', for networks that can be built with either"
     )
+    summary.add_argument(
+        "--form", help="'paper' (the default) or 'torchvision', for MobileNetV2 and DenseNet"
+    )
     summary.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -77,6 +80,7 @@ def _summary(args: argparse.Namespace, overrides: list[str]) -> int:
         "--num-classes": args.num_classes,
         "--input-shape": args.input_shape,
         "--stem": args.stem,
+        "--form": args.form,
     }
     if (pathlib.Path(args.name) / "config.json").is_file():
         from paramshare.training.optimizer import learning_rate, optimizer
@@ -96,8 +100,9 @@ def _summary(args: argparse.Namespace, overrides: list[str]) -> int:
         name, rule = args.name, None
         height, width, channels = args.input_shape or default_input_shape(name, args.stem)
         shape = height, width, channels
-        stem = {"stem": args.stem} if args.stem else {}
-        model = create_model(name, args.num_classes, shape, **stem)
+        forms = {"stem": args.stem, "form": args.form}
+        given = {option: value for option, value in forms.items() if value is not None}
+        model = create_model(name, args.num_classes, shape, **given)
     result = cost(model, shape, optimizer=rule)
     if args.json:
         print(result.as_json())

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from paramshare.models.layers import (
     HE_NORMAL_FAN_OUT,
     ModelError,
+    check_form,
     check_images,
     check_stem,
     layers,
@@ -55,14 +56,16 @@ class DenseStage(nn.Module):
 
 
 class Transition(nn.Module):
-    """BN, ReLU, 1x1 to half the channels, 2x2 mean-pool."""
+    """BN, ReLU if `relu` is set, 1x1 to half the channels, 2x2 mean-pool."""
 
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
+    relu: bool = False
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        h = nn.relu(self.norm(name="bn")(x_BxHxWxC))
+        h = self.norm(name="bn")(x_BxHxWxC)
+        h = nn.relu(h) if self.relu else h
         h = self.conv(x_BxHxWxC.shape[-1] // 2, 1, name="conv")(h)
         # Not `avg_pool`: it divides by a NumPy integer, which strict dtype promotion refuses.
         return nn.pool(h, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4
@@ -84,6 +87,8 @@ class DenseNet(nn.Module):
       num_classes: outputs of the classifier.
       stem: "imagenet" for a 7x7 of stride 2, BN, ReLU and a 3x3 max-pool of stride 2; "cifar" for a
         3x3 alone.
+      form: "paper" for transitions without ReLU, as in the public code of the paper on shared
+        filter bases; "torchvision" for BN, ReLU, 1x1, mean-pool. The parameters are the same.
       dtype: compute dtype; the parameters and the classifier stay float32.
       axis_name: mapped axis (of `pmap` or `shard_map`) over which batch statistics are averaged;
         None for no averaging.
@@ -102,8 +107,7 @@ class DenseNet(nn.Module):
       7048548
 
     References:
-      Huang et al., Densely Connected Convolutional Networks, CVPR 2017, arXiv:1608.06993, as
-      torchvision's densenet121.
+      Huang et al., Densely Connected Convolutional Networks, CVPR 2017, arXiv:1608.06993.
       Kang & Kim, Deeply Shared Filter Bases, NeurIPS 2021, arXiv:2006.05066: `rank`, and the CIFAR
       stem without a batch norm.
     """
@@ -113,6 +117,7 @@ class DenseNet(nn.Module):
     rank: int = 0
     num_classes: int = 1000
     stem: str = "imagenet"
+    form: str = "paper"
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -129,7 +134,8 @@ class DenseNet(nn.Module):
         check_size(x_BxHxWxC, x, transitions=len(self.blocks) - 1)
         for number, blocks in enumerate(self.blocks, start=1):
             if number > 1:
-                x = Transition(conv, norm, name=f"transition{number - 1}")(x)
+                relu = self.form == "torchvision"
+                x = Transition(conv, norm, relu, name=f"transition{number - 1}")(x)
             x = DenseStage(
                 lambda name: DenseLayer(conv, norm, self.growth, self.rank, name=name),
                 blocks,
@@ -142,6 +148,7 @@ class DenseNet(nn.Module):
 def check_attributes(model: DenseNet) -> None:
     """`ModelError` if an attribute is not legal."""
     check_stem(model.stem)
+    check_form(model.form)
     if not model.blocks or min(*model.blocks, model.growth) < 1:
         raise ModelError(
             "a dense network must have at least one stage, one layer per stage and a growth of 1; "

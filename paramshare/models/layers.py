@@ -17,6 +17,15 @@ class ModelError(ParamshareError):
     """An attribute of a model, or its input, is not legal."""
 
 
+FORMS = ("paper", "torchvision")
+
+
+def check_form(form: str) -> None:
+    """`ModelError` unless a network's form is one of `FORMS`."""
+    if form not in FORMS:
+        raise ModelError(f"form={form!r}; the form must be 'paper' or 'torchvision'")
+
+
 def convolution(
     features: int, size: int, stride: int = 1, bias: bool = False, **options: Any
 ) -> nn.Conv:

@@ -12,6 +12,7 @@ from paramshare.models.layers import (
     HE_NORMAL_FAN_OUT,
     ModelError,
     Stage,
+    check_form,
     check_images,
     check_stem,
     layers,
@@ -26,8 +27,9 @@ HEAD = 1280
 class InvertedResidual(nn.Module):
     """1x1 to `expansion` times the channels, depthwise 3x3 with the stride, 1x1 to `features`.
 
-    Each convolution has BN; `relu` follows the first two. With stride 1 the input is added if the
-    width does not change. If it does, and `projection` is set, a 1x1 and BN of the input are added.
+    Each convolution has BN; `relu` follows the first two. An `expansion` of 0 leaves the first out.
+    With stride 1 the input is added if the width does not change. If it does, and `projection` is
+    set, a 1x1 and BN of the input are added.
     """
 
     conv: Callable[..., nn.Module]
@@ -41,8 +43,10 @@ class InvertedResidual(nn.Module):
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
         channels = x_BxHxWxC.shape[-1]
-        inner = self.expansion * channels
-        h = self.relu(self.norm(name="bn1")(self.conv(inner, 1, name="expand")(x_BxHxWxC)))
+        inner, h = channels, x_BxHxWxC
+        if self.expansion:
+            inner = self.expansion * channels
+            h = self.relu(self.norm(name="bn1")(self.conv(inner, 1, name="expand")(h)))
         h = self.relu(
             self.norm(name="bn2")(
                 self.conv(inner, 3, self.stride, feature_group_count=inner, name="depthwise")(h)
@@ -66,14 +70,16 @@ class MobileNetV2(nn.Module):
 
     Parameters are at `stem`, `stem_bn`, `stage1/block1/expand` and so on, `head`, `head_bn`,
     `classifier`. A block has `expand, bn1, depthwise, bn2, project, bn3`, and
-    `shortcut, shortcut_bn` with a projection. As in the paper on shared filter bases, only stem and
-    head have a bias, and the block of stage 1 has an expansion too, from 32 channels to 32.
+    `shortcut, shortcut_bn` with a projection.
 
     Attributes:
       num_classes: outputs of the classifier.
-      stem: "imagenet" for a 3x3 of stride 2, and ReLU6 everywhere. "cifar" for a 1x1 over the image
-        padded by one pixel of zeros (32 pixels become 34), stride 1 in stage 6, a projection where
-        a block of stride 1 changes the width, and ReLU instead of ReLU6 in the blocks.
+      stem: "imagenet" for a 3x3 of stride 2. "cifar" for a 1x1 over the image padded by one pixel
+        of zeros (32 pixels become 34), stride 1 in stage 6, and a projection where a block of
+        stride 1 changes the width.
+      form: "paper", as in the public code of the paper on shared filter bases: ReLU in the blocks,
+        ReLU6 in stem and head, which have a bias, and an expansion from 32 channels to 32 in the
+        block of stage 1. "torchvision": ReLU6 everywhere, no bias, and no expansion in stage 1.
       dropout: rate of dropout after the global mean; None for 0.2 with the ImageNet stem
         (torchvision's rate) and 0 with the CIFAR stem.
       dtype: compute dtype; the parameters and the classifier stay float32.
@@ -102,6 +108,7 @@ class MobileNetV2(nn.Module):
 
     num_classes: int = 1000
     stem: str = "imagenet"
+    form: str = "paper"
     dropout: float | None = None
     dtype: Any = jnp.float32
     axis_name: str | None = None
@@ -109,6 +116,8 @@ class MobileNetV2(nn.Module):
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
         check_stem(self.stem)
+        check_form(self.form)
+        paper = self.form == "paper"
         imagenet = self.stem == "imagenet"
         dropout = (0.2 if imagenet else 0.0) if self.dropout is None else self.dropout
         if not 0 <= dropout < 1:
@@ -117,17 +126,19 @@ class MobileNetV2(nn.Module):
         conv, norm = layers(self, train, kernel_init=HE_NORMAL_FAN_OUT)
         x = x_BxHxWxC if imagenet else jnp.pad(x_BxHxWxC, ((0, 0), (1, 1), (1, 1), (0, 0)))
         size, stride = (3, 2) if imagenet else (1, 1)
-        x = nn.relu6(norm(name="stem_bn")(conv(32, size, stride, bias=True, name="stem")(x)))
+        x = nn.relu6(norm(name="stem_bn")(conv(32, size, stride, paper, name="stem")(x)))
         block = functools.partial(
-            InvertedResidual, conv, norm, nn.relu6 if imagenet else nn.relu, projection=not imagenet
+            InvertedResidual, conv, norm, nn.relu if paper else nn.relu6, projection=not imagenet
         )
         for number, ((expansion, features, blocks), stride) in enumerate(
             zip(STAGES, STRIDES[self.stem], strict=True), start=1
         ):
+            if number == 1 and not paper:
+                expansion = 0
             x = Stage(
                 functools.partial(block, expansion, features), blocks, stride, name=f"stage{number}"
             )(x)
-        x = nn.relu6(norm(name="head_bn")(conv(HEAD, 1, bias=True, name="head")(x)))
+        x = nn.relu6(norm(name="head_bn")(conv(HEAD, 1, bias=paper, name="head")(x)))
         x_BxC = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         x_BxC = nn.Dropout(dropout, deterministic=not train)(x_BxC)
         return nn.Dense(self.num_classes, name="classifier")(x_BxC)

@@ -16,9 +16,10 @@ DEPTHS = range(4, 2 * len(WIDTHS) + 2)
 class VGG(nn.Module):
     """The first `depth` - 1 of ten 3x3 convolutions with BN and ReLU; global mean, classifier.
 
-    A stage has two convolutions, then a 2x2 max-pool; a last stage with one convolution has no
-    max-pool. Parameters are at `conv{stage}_{index}`, `bn{stage}_{index}` (both from 1) and
-    `classifier`. The convolutions' kernels start Xavier-uniform, the biases at 0.
+    A stage has two convolutions, then a 2x2 max-pool; a last stage that is cut to one convolution
+    keeps its max-pool, as in the paper's public code. Parameters are at `conv{stage}_{index}`,
+    `bn{stage}_{index}` (both from 1) and `classifier`. The convolutions' kernels start
+    Xavier-uniform, the biases at 0.
 
     Attributes:
       depth: number of convolutions plus one (the classifier), 4 to 11.
@@ -60,14 +61,14 @@ class VGG(nn.Module):
                 f"the depth of a VGG must be {DEPTHS[0]} to {DEPTHS[-1]}; got {self.depth}"
             )
         check_images(x_BxHxWxC)
-        check_size(x_BxHxWxC, pools=(self.depth - 1) // 2)
+        check_size(x_BxHxWxC, pools=self.depth // 2)
         conv, norm = layers(self, train, kernel_init=nn.initializers.xavier_uniform())
         x = x_BxHxWxC
         for number in range(self.depth - 1):
             stage, index = number // 2 + 1, number % 2 + 1
             x = conv(WIDTHS[stage - 1], 3, bias=True, name=f"conv{stage}_{index}")(x)
             x = nn.relu(norm(name=f"bn{stage}_{index}")(x))
-            if index == 2:
+            if index == 2 or number == self.depth - 2:
                 x = nn.max_pool(x, (2, 2), (2, 2))
         x_BxC = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.num_classes, name="classifier")(x_BxC)

@@ -48,6 +48,9 @@ class Model:
     sync_batch_norm: bool = False
     """Average batch statistics over all devices, instead of over each device's part of the
     batch."""
+    form: Literal["paper", "torchvision"] | None = None
+    """Form, for MobileNetV2 and DenseNet, whose papers' code differs from torchvision's; None uses
+    "paper"."""
     stem: Literal["imagenet", "cifar"] | None = None
     """Stem, for networks with two variants; None uses "cifar" for images below 64 x 64 pixels and
     "imagenet" otherwise."""

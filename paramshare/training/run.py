@@ -165,7 +165,7 @@ def _smoothed(task: Task, smoothing: float) -> Task:
 
 def _with_model(config: Config, model: nn.Module) -> Config:
     """The configuration with the name of a network that was passed in."""
-    fields = ("tied", "num_classes", "bfloat16", "sync_batch_norm", "stem")
+    fields = ("tied", "num_classes", "bfloat16", "sync_batch_norm", "form", "stem")
     changed = [name for name in fields if getattr(config.model, name) != getattr(Model(), name)]
     if changed:
         raise ConfigError(
@@ -200,6 +200,7 @@ def named_network(
         )
     options |= {"dtype": jnp.bfloat16} if settings.bfloat16 else {}
     options |= {"axis_name": AXIS} if settings.sync_batch_norm else {}
+    options |= {"form": settings.form} if settings.form else {}
     options |= {"stem": settings.stem} if settings.stem else {}
     model = create_model(settings.name, input_shape=input_shape, **options)
     return tie(model, settings) if settings.tied else model

@@ -38,7 +38,8 @@ def create_model(
       **options: options of the network; `options_of` lists them. `dtype` is the compute dtype,
         `axis_name` the mapped axis over which batch statistics are averaged. Most networks for
         ImageNet have `stem`, "imagenet" or "cifar" (for small images); the default is "imagenet"
-        for images of at least 64 pixels, else "cifar". Some have `ring_size`, or `inner_norm=False`
+        for images of at least 64 pixels, else "cifar". MobileNetV2 and DenseNet have `form`:
+        "paper", the default, or "torchvision". Some have `ring_size`, or `inner_norm=False`
         (factored blocks without inner batch norms).
 
     Returns:

@@ -52,7 +52,11 @@ def shared_mobilenet(convolutions: str, **options: Any) -> Network:
 
 
 def factored_densenet(shared: int, unique: int, **options: Any) -> Network:
-    """DenseNet121 with one filter basis per stage, of one rank in all stages."""
+    """DenseNet121 with one filter basis per stage, of one rank in all stages.
+
+    In the paper's public code the layers of stage 4 use the basis of stage 3, and that of stage 4
+    is only penalised. Here, as in the paper's text, each stage uses its own.
+    """
     model = DenseNet(rank=_rank(shared, unique), **options)
     if not shared:
         return model, None

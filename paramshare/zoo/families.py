@@ -10,7 +10,15 @@ from paramshare.zoo.basis import (
     shared_mobilenet,
     shared_resnext,
 )
-from paramshare.zoo.family import GRID, LARGE, OPTIONS, STEM_OPTIONS, Family, plain
+from paramshare.zoo.family import (
+    FORM_OPTIONS,
+    GRID,
+    LARGE,
+    OPTIONS,
+    STEM_OPTIONS,
+    Family,
+    plain,
+)
 from paramshare.zoo.path import looped_path_net, path_net, ring_path_net, soft_path_net
 from paramshare.zoo.repetition import REPEATED, repeated, repeated_vgg, resnet16
 from paramshare.zoo.residual import (
@@ -25,6 +33,7 @@ from paramshare.zoo.ring import ring_resnet
 from paramshare.zoo.wide import soft_wide_bottleneck, soft_wide_resnet, wide_bottleneck
 
 imagenet = partial(Family, input_shape=LARGE, options=STEM_OPTIONS)
+with_form = partial(Family, input_shape=LARGE, options=FORM_OPTIONS)
 on_grids = partial(Family, input_shape=GRID, num_classes=1)
 
 BASES = "shared per stage: s shared and u unique filters in the first, doubling every stage"
@@ -143,21 +152,21 @@ FAMILIES = (
         partial(shared_bottlenecks, convolutions="conv[23]"),
         has_bottlenecks,
     ),
-    imagenet("mobilenetv2", "MobileNetV2", ("mobilenetv2",), plain(MobileNetV2)),
-    imagenet(
+    with_form("mobilenetv2", "MobileNetV2", ("mobilenetv2",), plain(MobileNetV2)),
+    with_form(
         "mobilenetv2-shared",
         "MobileNetV2; one 1x1 expansion shared in each of the stages 3 to 6",
         ("mobilenetv2-shared",),
         partial(shared_mobilenet, convolutions="expand"),
     ),
-    imagenet(
+    with_form(
         "mobilenetv2-sharedpp",
         "MobileNetV2; one 1x1 expansion and one 1x1 projection shared in each of the stages 3 to 6",
         ("mobilenetv2-sharedpp",),
         partial(shared_mobilenet, convolutions="expand|project"),
     ),
-    imagenet("densenet121", "DenseNet121", ("densenet121",), plain(DenseNet)),
-    imagenet(
+    with_form("densenet121", "DenseNet121", ("densenet121",), plain(DenseNet)),
+    with_form(
         "densenet121-s{shared}u{unique}",
         "DenseNet121, one filter basis shared per stage: s shared and u unique filters in each",
         ("densenet121-s16u1",),

@@ -14,6 +14,7 @@ Network = tuple[nn.Module, Plan | None]
 SMALL, LARGE, GRID = (32, 32, 3), (224, 224, 3), (32, 32, 2)
 OPTIONS = ("dtype", "axis_name")
 STEM_OPTIONS = (*OPTIONS, "stem")
+FORM_OPTIONS = (*STEM_OPTIONS, "form")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,6 +62,8 @@ def test_models_and_summary(command):
     assert "17,125,630" in printed and "Soft(templates=2)" in printed
     summary = json.loads(command("summary", "swrn-28-10-2", "--num-classes", 100, "--json"))
     assert summary["counts"]["trainable"] == 17_183_320
+    torchvision = json.loads(command("summary", "mobilenetv2", "--form", "torchvision", "--json"))
+    assert torchvision["counts"]["trainable"] == 3_504_872
 
 
 def test_a_summary_of_a_run_needs_no_data_set(command, refused, trained, loaded, monkeypatch):
@@ -70,6 +72,7 @@ def test_a_summary_of_a_run_needs_no_data_set(command, refused, trained, loaded,
     counts = json.loads(command("summary", trained, "--json"))["counts"]
     assert counts["trainable"] == loaded[0].model.layout.trainable
     assert "leave out --stem" in refused("summary", trained, "--stem", "cifar")
+    assert "leave out --stem" in refused("summary", trained, "--stem", "")
 
 
 def test_bad_arguments(refused):

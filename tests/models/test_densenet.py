@@ -128,16 +128,17 @@ def test_layer(rank, train):
 
 
 @pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize(("channels", "size"), [(6, 6), (7, 5)])
-def test_transition(channels, size, train):
+@pytest.mark.parametrize(("channels", "size", "relu_"), [(6, 6, False), (7, 5, True)])
+def test_transition(channels, size, relu_, train):
     x = np.random.default_rng(0).normal(size=(2, size, size, channels))
-    transition = Transition(*parts(train))
+    transition = Transition(*parts(train), relu_)
     variables = filled(jax.eval_shape(lambda x: transition.init(jax.random.key(0), x), float32(x)))
     p, s = variables["params"], variables["batch_stats"]
     output, _ = jax.jit(lambda v, x: transition.apply(v, x, mutable=["batch_stats"]))(
         float32(variables), float32(x)
     )
-    expected = mean_pool(conv(relu(norm(x, p["bn"], None if train else s["bn"])), p["conv"]))
+    h = norm(x, p["bn"], None if train else s["bn"])
+    expected = mean_pool(conv(relu(h) if relu_ else h, p["conv"]))
     assert expected.shape == (2, size // 2, size // 2, 3)
     np.testing.assert_allclose(output, expected, rtol=2e-4, atol=2e-5)
 
@@ -146,9 +147,10 @@ def test_transition(channels, size, train):
     ("stem", "size", "last"), [("cifar", 8, 2), ("imagenet", 32, 2), ("imagenet", 29, 2)]
 )
 @pytest.mark.parametrize("rank", [0, 3])
-def test_the_whole_network(stem, size, last, rank):
+@pytest.mark.parametrize("form", ["paper", "torchvision"])
+def test_the_whole_network(stem, size, last, rank, form):
     images = np.random.default_rng(0).normal(size=(2, size, size, 3))
-    model = DenseNet((2, 1, 2), growth=4, rank=rank, num_classes=7, stem=stem)
+    model = DenseNet((2, 1, 2), growth=4, rank=rank, num_classes=7, stem=stem, form=form)
     variables = filled(shapes(model, size)[1])
     p, s = variables["params"], variables["batch_stats"]
     if stem == "cifar":
@@ -160,9 +162,8 @@ def test_the_whole_network(stem, size, last, rank):
             x = layer_by_hand(p[stage][name], x, s[stage][name])
         if stage != "stage3":
             transition = f"transition{stage[-1]}"
-            x = mean_pool(
-                conv(relu(norm(x, p[transition]["bn"], s[transition]["bn"])), p[transition]["conv"])
-            )
+            h = norm(x, p[transition]["bn"], s[transition]["bn"])
+            x = mean_pool(conv(relu(h) if form == "torchvision" else h, p[transition]["conv"]))
     # 8 channels and 2 x 4 more; half of these and 4 more; half of these and 2 x 4 more.
     assert x.shape == (2, last, last, 14)
     expected = (
@@ -212,6 +213,7 @@ def test_convolutions_start_he_normal_with_fan_out():
     ("options", "message"),
     [
         ({"stem": "CIFAR"}, "stem='CIFAR'; the stem must be 'imagenet' or 'cifar'"),
+        ({"form": "keras"}, "form='keras'; the form must be 'paper' or 'torchvision'"),
         ({"blocks": ()}, r"at least one stage, .*got blocks=\(\), growth=32"),
         ({"blocks": (6, 0)}, r"one layer per stage.*got blocks=\(6, 0\)"),
         ({"growth": 0}, "a growth of 1; got .*growth=0"),

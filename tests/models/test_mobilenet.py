@@ -45,7 +45,7 @@ def norm(x, params, stats=None):
 
 def block_by_hand(p, x, stride, most, s=None):
     relu = lambda x: np.clip(x, 0, most)  # noqa: E731
-    h = relu(norm(conv(x, p["expand"]), p["bn1"], s and s["bn1"]))
+    h = relu(norm(conv(x, p["expand"]), p["bn1"], s and s["bn1"])) if "expand" in p else x
     h = relu(norm(conv(h, p["depthwise"], stride), p["bn2"], s and s["bn2"]))
     h = norm(conv(h, p["project"]), p["bn3"], s and s["bn3"])
     if "shortcut" in p:
@@ -116,10 +116,12 @@ def check_block(features, stride, projection, how, most, train, size):
     )  # float32, values of 10 and more, against float64
 
 
-@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
-def test_the_whole_network(stem):
+@pytest.mark.parametrize(
+    ("stem", "form"), [("cifar", "paper"), ("imagenet", "paper"), ("imagenet", "torchvision")]
+)
+def test_the_whole_network(stem, form):
     images = np.random.default_rng(0).normal(size=(2, 12, 12, 3))
-    model = MobileNetV2(num_classes=7, stem=stem)
+    model = MobileNetV2(num_classes=7, stem=stem, form=form)
     variables = filled(shapes(model, 12)[1])
     p, s = variables["params"], variables["batch_stats"]
     p["stem_bn"]["scale"] *= 5  # to reach both ends of ReLU6; and so the head, below
@@ -135,9 +137,10 @@ def test_the_whole_network(stem):
             assert ("shortcut" in p[stage][b]) == (
                 stem == "cifar" and number == 1 and stage in WIDENS
             )
-            x = block_by_hand(
-                p[stage][b], x, stride, 6 if stem == "imagenet" else np.inf, s[stage][b]
-            )
+            assert ("expand" in p[stage][b]) == (form == "paper" or stage != "stage1")
+            most = 6 if form == "torchvision" else np.inf
+            x = block_by_hand(p[stage][b], x, stride, most, s[stage][b])
+    assert ("bias" in p["stem"]) == ("bias" in p["head"]) == (form == "paper")
     x = conv(x, p["head"])
     s["head_bn"]["var"][:] = x.var() / 25
     x = norm(x, p["head_bn"], s["head_bn"])
@@ -219,6 +222,16 @@ def test_convolutions_start_he_normal_with_fan_out():
         )
         assert np.mean(unit**2) == pytest.approx(1, abs=5 * np.sqrt(2 / kernel.size))
     assert not np.any(biases[0]) and not np.any(biases[1])
+
+
+def test_torchvisions_form_has_torchvisions_parameters():
+    params = shapes(MobileNetV2(form="torchvision"), 224)[1]["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 3_504_872
+
+
+def test_unknown_form():
+    with pytest.raises(ModelError, match="form='keras'; the form must be 'paper' or 'torchvision'"):
+        shapes(MobileNetV2(form="keras"), 32)
 
 
 def test_unknown_stem():

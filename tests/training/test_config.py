@@ -204,7 +204,7 @@ def test_options_of_the_network_are_refused_where_they_do_not_apply(images, netw
         prepare(Config(model=Model("swrn-16-1-1", stem="cifar")), data=images(32), devices=ONE)
     with pytest.raises(ConfigError, match=r"model.num_classes is 7; .* must be 10 or None"):
         prepare(Config(model=Model(num_classes=7)), data=images(32), devices=ONE)
-    cases: Any = ({"stem": "cifar"}, {"bfloat16": True}, {"tied": ("a=0",)})
+    cases: Any = ({"stem": "cifar"}, {"form": "paper"}, {"bfloat16": True}, {"tied": ("a=0",)})
     for fields in cases:
         with pytest.raises(ConfigError, match=f"model.{next(iter(fields))} is .* that you pass"):
             prepare(Config(model=Model(**fields)), model=network, data=digits, devices=ONE)
