@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import glob
+import hashlib
 import json
 import math
 import os
@@ -10,7 +11,7 @@ import pathlib
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from paramshare.errors import ParamshareError
@@ -27,6 +28,7 @@ _REMEDIES = {
     errno.EROFS: "choose a folder that is not read-only",
     errno.EISDIR: "move it away",
 }
+DIGEST = "sha256"  # JSON key of the digest of what stands beside it
 _NAME_BYTES, _PATH_BYTES = 255, 4095  # the longest that Linux and macOS accept
 
 
@@ -198,8 +200,24 @@ def _remove_leftovers(target: pathlib.Path) -> None:
                 os.close(number)
 
 
+def write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON object, with a digest by which `read_json` notices that the file has changed.
+
+    Raises:
+      StorageError: if it cannot be written.
+    """
+    value = {name: part for name, part in value.items() if name != DIGEST}
+    write_text(path, json_text(value | {DIGEST: _digest(value)}, indent=2) + "\n")
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    # Through JSON: what is read back has lists for tuples, and null for NaN.
+    text = json.dumps(json.loads(json_text(value)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def read_json(path: pathlib.Path, error: type[Exception], remedy: str) -> dict[str, Any]:
-    """Reads a JSON object from a file.
+    """Reads a JSON object from a file. Files without a digest are read as they are.
 
     Args:
       path: the file.
@@ -212,6 +230,12 @@ def read_json(path: pathlib.Path, error: type[Exception], remedy: str) -> dict[s
         raise error(f"{path} cannot be read: {reason}; {remedy}") from None
     if not isinstance(value, dict):
         raise error(f"{path} must hold a JSON object, got {type(value).__name__}; {remedy}")
+    digest = value.pop(DIGEST, None)
+    if digest not in (None, _digest(value)):
+        raise error(
+            f"{path} has changed since it was written; restore it, or, if you changed it yourself, "
+            f"remove its {DIGEST!r}"
+        )
     return value
 
 

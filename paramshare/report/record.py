@@ -16,7 +16,7 @@ from paramshare.shared import Shared
 from paramshare.tasks import Measure
 from paramshare.training.checkpoint import CheckpointError
 from paramshare.training.config import Config
-from paramshare.training.metrics import METRICS, read_metrics
+from paramshare.training.metrics import METRICS, metrics_digest, read_metrics
 from paramshare.training.optimizer import learning_rate, optimizer
 from paramshare.training.result import Result, RunFacts
 from paramshare.training.workdir import (
@@ -95,6 +95,8 @@ def read_run(workdir: str | pathlib.Path, model: nn.Module | None = None) -> Rec
     fields: dict[str, Any] = {}
     if not lines:
         notes.append("metrics.jsonl is missing or has no complete line.")
+    elif result and result.metrics not in ("", metrics_digest(workdir / METRICS)):
+        notes.append("metrics.jsonl has changed since the run ended; the curves may be wrong.")
     try:
         facts = fields["facts"] = stored_facts(workdir)
         network = stored_network(workdir)[2] if model is None else model

@@ -10,11 +10,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from paramshare.errors import ParamshareError
-from paramshare.storage import StorageError, check_room, not_written
+from paramshare.storage import DIGEST, StorageError, check_room, not_written
 
 KEPT = 2  # newest states to keep, in case one is unreadable
 OVERHEAD = 2**17  # bytes of a checkpoint beside its arrays
-DIGEST = "sha256"  # JSON key of the hash of arrays and notes
 
 
 class CheckpointError(ParamshareError):

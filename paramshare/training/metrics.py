@@ -1,6 +1,7 @@
 """Metrics of a run: JSON lines, and TensorBoard event files on request."""
 
 import contextlib
+import hashlib
 import json
 import pathlib
 import sys
@@ -67,6 +68,14 @@ class MetricsFile:
             if file is not None:
                 with contextlib.suppress(OSError):  # `write` has reported it
                     file.close()
+
+
+def metrics_digest(path: pathlib.Path) -> str:
+    """A hash of a metrics file; "" if it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError:
+        return ""
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:

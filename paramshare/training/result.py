@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 import pydantic
 from pydantic.dataclasses import dataclass
 
-from paramshare.storage import read_json, write_text
+from paramshare.storage import read_json, write_json
 from paramshare.tasks import Measure
 from paramshare.training.checkpoint import CheckpointError
 
@@ -50,8 +50,7 @@ class _Stored:
 
     def write(self, path: str | pathlib.Path) -> None:
         """Writes the file as JSON; `StorageError` if it cannot be written."""
-        text = pydantic.TypeAdapter(type(self)).dump_json(self, indent=2).decode()
-        write_text(pathlib.Path(path), text + "\n")
+        write_json(pathlib.Path(path), self.as_json())
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values, for `json.dumps`."""
@@ -139,6 +138,8 @@ class Result(_Stored):
     """Number and kind of the devices."""
     jax: str = ""
     """Version of jax."""
+    metrics: str = ""
+    """Digest of `metrics.jsonl` at the end; "" where it was not stored."""
 
     def __post_init__(self) -> None:
         tests = [self.last, *self.others.values(), *([self.selected.test] if self.selected else [])]

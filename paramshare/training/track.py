@@ -18,7 +18,7 @@ from paramshare.errors import warn
 from paramshare.shared import count
 from paramshare.training.checkpoint import CheckpointError, Checkpoints
 from paramshare.training.evaluation import NonFinite
-from paramshare.training.metrics import METRICS, MetricsFile, read_metrics
+from paramshare.training.metrics import METRICS, MetricsFile, metrics_digest, read_metrics
 from paramshare.training.result import Evaluation, Result, Selected
 from paramshare.training.run import Run
 from paramshare.training.state import State
@@ -224,6 +224,7 @@ class Track:
             images_per_second=speed,
             devices=f"{run.devices.count} x {run.devices.devices[0].device_kind}",
             jax=jax.__version__,
+            metrics=metrics_digest(self.workdir / METRICS),
         )
         if jax.process_index() == 0:
             result.write(self.workdir / RESULT)

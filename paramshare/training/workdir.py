@@ -1,6 +1,7 @@
 """The folder of a run: the configuration and facts that identify it, and the states it holds."""
 
 import contextlib
+import json
 import os
 import pathlib
 import socket
@@ -10,14 +11,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from paramshare.errors import warn
+from paramshare.errors import ParamshareError, warn
 from paramshare.storage import (
     is_temporary,
-    json_text,
     local_path,
     not_written,
     read_json,
-    write_text,
+    write_json,
 )
 from paramshare.training import config as configs
 from paramshare.training.checkpoint import CheckpointError, Checkpoints
@@ -67,7 +67,7 @@ def claim(workdir: pathlib.Path, run: Run) -> None:
     except OSError as error:
         raise not_written(workdir, error) from None
     run.facts.write(facts)
-    write_text(workdir / CONFIG, configs.to_json(run.config))
+    write_json(workdir / CONFIG, json.loads(configs.to_json(run.config)))
 
 
 def _is_leftover(path: pathlib.Path) -> bool:
@@ -134,7 +134,7 @@ def differences(workdir: pathlib.Path, run: Run, config: Config) -> list[str]:
 
 def write_origin(workdir: pathlib.Path, origin: Mapping[str, Any]) -> None:
     """Notes what the first state of a workdir was made from."""
-    write_text(workdir / ORIGIN, json_text(origin, indent=2) + "\n")
+    write_json(workdir / ORIGIN, origin)
 
 
 def check_origin(workdir: pathlib.Path) -> None:
@@ -163,9 +163,10 @@ def stored_config(workdir: pathlib.Path) -> Config:
         raise ConfigError(
             f"{workdir} holds no run (no {CONFIG}); give the --workdir of a training run"
         )
+    value = read_json(path, ConfigError, "restore it, or train again in a new workdir")
     try:
-        return configs.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ConfigError) as error:
+        return configs.from_json(json.dumps(value))
+    except ParamshareError as error:
         raise ConfigError(f"{path}: {error}") from None
 
 

@@ -10,7 +10,8 @@ import sys
 import jax
 import pytest
 
-from paramshare.cli import run_command
+from paramshare.cli import main, run_command
+from paramshare.storage import read_json, write_json
 from paramshare.training.result import Result
 from paramshare.training.run import prepare
 from paramshare.training.workdir import claim, stored_config
@@ -110,8 +111,9 @@ def test_eval_measures_what_training_reported(command, trained):
 
 
 def test_eval_of_an_empty_split(refused, workdir):
-    text = (workdir / "config.json").read_text()
-    (workdir / "config.json").write_text(text.replace('"validation": 0.1', '"validation": 0.0'))
+    config = read_json(workdir / "config.json", KeyError, "")
+    data = config["data"] | {"validation": 0.0}
+    write_json(workdir / "config.json", config | {"data": data})
     error = refused("eval", workdir, "--split", "validation")
     assert "trained on other data or with other code (validation: 144 -> 0)" in error
     (workdir / "identity.json").unlink()
@@ -207,9 +209,28 @@ def test_a_workdir_of_another_run_is_left_alone(refused, config_file, workdir):
 
 
 def test_facts_of_another_network_are_refused(refused, config_file, workdir):
-    facts = json.loads((workdir / "identity.json").read_text())
-    (workdir / "identity.json").write_text(json.dumps(facts | {"test": 12}))
+    facts = read_json(workdir / "identity.json", KeyError, "")
+    write_json(workdir / "identity.json", facts | {"test": 12})
     assert "(test: 12 -> 355)" in refused("train", config_file, "--workdir", workdir)
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [
+        ("config.json", '"epochs": 2', '"epochs": 3'),
+        ("identity.json", '"test": 355', '"test": 354'),
+        ("result.json", '"count": 355', '"count": 354'),
+    ],
+)
+def test_a_file_that_was_changed_is_refused(refused, config_file, workdir, file, before, after):
+    text = (workdir / file).read_text()
+    assert before in text
+    (workdir / file).write_text(text.replace(before, after, 1))
+    error = refused("train", config_file, "--workdir", workdir)
+    assert f"{file} has changed since it was written; restore it" in error
+    lines = [line for line in text.splitlines() if '"sha256"' not in line]
+    (workdir / file).write_text("\n".join(lines).replace(",\n}", "\n}"))  # an older version's
+    assert main(["train", str(config_file), "--workdir", str(workdir)]) == 0
 
 
 def test_a_claim_that_was_cut_short_is_completed(loaded, tmp_path):
