@@ -1,6 +1,8 @@
 """The base class of the errors that a user can fix."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -26,6 +28,19 @@ class ParamshareError(ValueError):
 def warn(message: str) -> None:
     """Prints a line about something that went wrong but does not stop the work."""
     print(f"paramshare: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def without_logs() -> Iterator[None]:
+    """Silences absl's log: Orbax and tensorflow-datasets log what they also raise."""
+    from absl import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

@@ -146,8 +146,9 @@ def _convert(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def _load(args: argparse.Namespace, overrides: list[str]) -> tuple["Run", dict[str, Any], int]:
     """Checks the options, before anything takes minutes, and loads the run."""
-    from paramshare.training.derive import load_run
+    from paramshare.training.derive import fine_tuning, load_run
     from paramshare.training.workdir import stored_config
+    from paramshare.zoo import options_of
 
     if args.output and pathlib.Path(args.output).exists():
         raise CommandError(f"{args.output} exists; give --output a folder that does not exist")
@@ -160,7 +161,11 @@ def _load(args: argparse.Namespace, overrides: list[str]) -> tuple["Run", dict[s
         raise CommandError(
             f"--reestimate is {args.reestimate}; it must be a number of batches, or 0 for none"
         )
-    override(stored_config(pathlib.Path(args.workdir)), overrides)
+    config = stored_config(pathlib.Path(args.workdir))
+    config = fine_tuning(config, args.fine_tune) if args.fine_tune else config
+    override(config, overrides).check()
+    if args.command == "convert":
+        options_of(args.model)  # raises if there is no such network
     return load_run(args.workdir, args.checkpoint)
 
 

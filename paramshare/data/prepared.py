@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from paramshare.data.error import DataError, require
-from paramshare.errors import one_line
+from paramshare.errors import one_line, without_logs
 
 _FORMAT = "array_record"  # the format of tensorflow-datasets with random access
 _UNWRITABLE = (
@@ -162,12 +162,9 @@ def _remove_empty(folders: list[pathlib.Path]) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silences the banners, progress bars and warnings of tensorflow-datasets."""
-    from absl import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(level)
+    with (
+        without_logs(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        yield

@@ -16,6 +16,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from paramshare.report.pictures import literal_texts
+
 LINES = ("#2f7fc1", "#e07b18", "#2f9e58", "#c2459a", "#8b6cc9", "#b59b00")
 GRAY = "#808a94"  # readable on white and on near-black
 SIZE = (4.6, 2.8)  # inches; the page scales it
@@ -159,6 +161,7 @@ def heat_colours() -> tuple[str, ...]:
 def _inline_svg(figure: Figure, label: str) -> Markup:
     """The figure as an `<svg>` element for an HTML page."""
     file = io.StringIO()
+    literal_texts(figure)
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     root = ElementTree.fromstring(file.getvalue())
     for parent in list(root.iter()):

@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -304,8 +305,21 @@ def blank(rows: int, columns: int, size: tuple[float, float], **options: Any) ->
     return figure, figure.subplots(rows, columns, **options)
 
 
+def literal_texts(figure: Any) -> None:
+    """Shows the figure's texts as they are: names may hold what looks like TeX, such as "$x"."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        # Labels of ticks are written when the figure is drawn; those of logarithmic axes are TeX.
+        if text.get_text() and not text.get_text().startswith("$\\mathdefault"):
+            text.set_parse_math(False)
+
+
 def save(figure: Any, file: str | pathlib.Path, dpi: int = 120) -> None:
     """Writes a figure as a PNG, completely or not at all; `StorageError` if it cannot be."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dpi)
+    literal_texts(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name may have characters of other fonts
+        figure.savefig(content, format="png", dpi=dpi)
     write_bytes(pathlib.Path(file), content.getvalue())

@@ -1,15 +1,17 @@
 """Checkpoints, written and read with Orbax."""
 
+import functools
 import hashlib
 import json
 import pathlib
+import sys
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from paramshare.errors import ParamshareError
+from paramshare.errors import ParamshareError, without_logs
 from paramshare.storage import DIGEST, StorageError, check_room, not_written
 
 KEPT = 2  # newest states to keep, in case one is unreadable
@@ -116,12 +118,13 @@ class Checkpoints:
         like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
         try:
             self._open().wait_until_finished()
-            stored = self._open().restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(like), notes=ocp.args.JsonRestore()
-                ),
-            )
+            with without_logs():
+                stored = self._open().restore(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardRestore(like), notes=ocp.args.JsonRestore()
+                    ),
+                )
             tree, notes = stored["state"], stored["notes"]
         except Exception as error:  # Orbax raises many types, depending on the damage
             reason = " ".join(str(error).split())[:200]
@@ -182,12 +185,26 @@ class Checkpoints:
                     f"{self.folder} is a file, but must be a folder of checkpoints; "
                     "remove it, or use a new workdir"
                 )
+            _quieten_tensorstore()
             options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, create=True)
             try:
-                self._manager = ocp.CheckpointManager(self.folder, options=options)
+                with without_logs():
+                    self._manager = ocp.CheckpointManager(self.folder, options=options)
             except OSError as error:
                 raise not_written(self.folder, error) from error
         return self._manager
+
+
+@functools.cache
+def _quieten_tensorstore() -> None:
+    """Where one array cannot be read, the others report to a closed loop, in hundreds of lines."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _digest(tree: Any, notes: Any) -> str:

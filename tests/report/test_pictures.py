@@ -6,9 +6,11 @@ from PIL import Image
 
 from paramshare import Site
 from paramshare.report.pictures import (
+    blank,
     gradient_flow,
     learning_curves,
     ring_curve,
+    save,
     similarity_maps,
     site_labels,
 )
@@ -127,3 +129,22 @@ def test_ring_curve_draws_its_levels(tmp_path, levels):
     )
     assert has(tmp_path / "curve.png", C0)
     assert has(tmp_path / "curve.png", C2) == bool(levels)
+
+
+@pytest.mark.parametrize("title", ["$\\frac$", "a $ b $", "é 日本 \U0001f600", "100 % _ ^ {"])
+@pytest.mark.filterwarnings("error")
+def test_names_are_drawn_as_they_are(tmp_path, title):
+    file = tmp_path / "curves.png"
+    learning_curves([epoch(1)], file, score=SCORE, title=title, test={title: 0.5})
+    similarity_maps({title: np.eye(3)}, file, labels={title: [title] * 3}, title=title)
+    assert file.stat().st_size > 10_000
+
+
+def test_logarithmic_axes_keep_their_powers(tmp_path):
+    """With literal texts everywhere the axis would read $\\mathdefault{10^{0}}$."""
+    figure, axes = blank(1, 1, (3, 3))
+    axes.plot([1, 2], [0.001, 1])
+    axes.set_yscale("log")
+    save(figure, tmp_path / "log.png")
+    labels = [label for label in axes.get_yticklabels() if label.get_text()]
+    assert labels and all(label.get_parse_math() for label in labels)
