@@ -44,11 +44,15 @@ def run_command(run: Callable[[], int | None]) -> int:
         return print_error(str(error), error.exit_code)
     except MemoryError as error:
         return print_error(f"not enough memory ({one_line(error)}); choose smaller sizes", 2)
-    except RuntimeError as error:
-        text = str(error)
-        if text.startswith("Unable to initialize backend"):
-            return print_error(f"{text.splitlines()[0]}; check JAX_PLATFORMS", 2)
-        if "RESOURCE_EXHAUSTED" in text:  # XLA's
+    except (RuntimeError, AssertionError) as error:
+        if _without_devices():
+            platforms = os.environ.get("JAX_PLATFORMS", "")
+            return print_error(
+                f"JAX finds no device ({one_line(error, 100)}); JAX_PLATFORMS is {platforms!r}: unset "
+                "it, or install the jax of that platform",
+                2,
+            )
+        if "RESOURCE_EXHAUSTED" in str(error):  # XLA's
             return print_error(f"not enough memory ({one_line(error)}); choose smaller sizes", 2)
         raise
     except OSError as error:  # such as a full disk behind standard output
@@ -58,6 +62,15 @@ def run_command(run: Callable[[], int | None]) -> int:
         if module not in EXTRA:
             raise
         return print_error(f'{module} is not installed; run: pip install "paramshare[train]"', 2)
+
+
+def _without_devices() -> bool:
+    """Whether JAX, if it is imported, cannot start."""
+    jax = sys.modules.get("jax")
+    try:
+        return jax is not None and not jax.devices()
+    except Exception:  # which one depends on the platform
+        return True
 
 
 def print_error(message: str, code: int) -> int:

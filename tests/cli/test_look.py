@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -29,6 +31,9 @@ def fail(error: BaseException):
         (NonFinite("the loss"), 1),
         (Interrupted("saved", 15), 143),
         (KeyboardInterrupt(), 130),
+        (MemoryError(), 2),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"), 2),
+        (OSError(28, "No space left on device"), 2),
     ],
     ids=lambda value: str(value),
 )
@@ -41,8 +46,21 @@ def test_errors_become_one_line_and_an_exit_code(capsys, error, code):
 def test_our_own_mistakes_are_raised():
     with pytest.raises(KeyError):
         run_command(fail(KeyError("a")))
+    with pytest.raises(RuntimeError):
+        run_command(fail(RuntimeError("a")))
+    with pytest.raises(AssertionError):
+        run_command(fail(AssertionError()))
     with pytest.raises(ModuleNotFoundError):
         run_command(lambda: importlib.import_module("paramshare.no_such_module") and 0)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_platform_without_devices(environment, platform):
+    run = [sys.executable, "-m", "paramshare", "summary", "wrn-16-1"]
+    variables = environment(1, JAX_PLATFORMS=platform)
+    done = subprocess.run(run, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"JAX_PLATFORMS is {platform!r}: unset it" in done.stderr
 
 
 def test_a_missing_dependency_names_the_extra(capsys):

@@ -147,6 +147,8 @@ def test_json_of_something_else_is_refused(text, message):
     [
         ("x = 1", "must set `config` .* got NoneType"),
         ("config = 1 / 0", "fails with ZeroDivisionError"),
+        ("raise SystemExit", "fails with SystemExit"),
+        ("import sys\nsys.exit(0)", "fails with SystemExit: 0"),
         (
             "from paramshare.training.config import *\nconfig = Config(epochs=0)",
             "config.py: .*epochs must be",
