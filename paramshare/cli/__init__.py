@@ -21,6 +21,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     args, overrides = _parser().parse_known_args(words)
+    args.words = words
     if overrides and not args.takes_overrides:
         raise CommandError(
             f"unrecognised argument {overrides[0]!r}; see `paramshare {args.command} --help`"

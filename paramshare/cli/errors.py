@@ -48,8 +48,8 @@ def run_command(run: Callable[[], int | None]) -> int:
         if _without_devices():
             platforms = os.environ.get("JAX_PLATFORMS", "")
             return print_error(
-                f"JAX finds no device ({one_line(error, 100)}); JAX_PLATFORMS is {platforms!r}: unset "
-                "it, or install the jax of that platform",
+                f"JAX finds no device ({one_line(error, 100)}); JAX_PLATFORMS is {platforms!r}: "
+                "unset it, or install the jax of that platform",
                 2,
             )
         if "RESOURCE_EXHAUSTED" in str(error):  # XLA's

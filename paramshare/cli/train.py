@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from paramshare.cli.errors import CommandError
 from paramshare.cli.overrides import add_options, overridden, override, with_data_name
 from paramshare.cli.parsing import Parser
+from paramshare.cli.supervise import join, leave_lost_peers, supervise, supervised
+from paramshare.storage import local_path
 
 if TYPE_CHECKING:
     from paramshare.tasks import Measure
@@ -52,21 +54,49 @@ def _add_own_options(parser: argparse.ArgumentParser) -> None:
         help="run as one process of several (TPU pods, Slurm): give the same command on every "
         "host, with a DIR that all hosts can reach",
     )
+    parser.add_argument(
+        "--init-timeout",
+        type=int,
+        default=300,
+        metavar="SECONDS",
+        help="with --distributed: how long to wait for the other processes at the start "
+        "(default: 300)",
+    )
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
     """Trains, draws the pictures, writes the report and prints the result."""
     from paramshare.training import config as configs
     from paramshare.training.loop import fit_together
-    from paramshare.training.run import prepare
-    from paramshare.training.workdir import stored_config
+    from paramshare.training.processes import united
 
+    if args.distributed and not supervised():
+        return supervise(args.words)
     # argparse would take the value of an override for CONFIG, so that it is not declared.
     file = overrides.pop(0) if overrides and not overrides[0].startswith("-") else None
-    workdir = pathlib.Path(args.workdir) if args.workdir else None
     if {"-h", "--help"} & set(overrides):
         config = configs.load_file(file) if file else configs.Config()
         return _print_help(with_data_name(config, overrides, file or "CONFIG")[0], file or "CONFIG")
+    if args.distributed:
+        join(args.init_timeout)  # before anything starts JAX; from here on processes fail together
+    with leave_lost_peers():
+        with united():
+            runs, workdirs = _runs(args, file, overrides)
+        results = fit_together(runs, workdirs)
+    for trained, folder, result in zip(runs, workdirs, results, strict=True):
+        report(trained, folder, result)
+    return 0
+
+
+def _runs(
+    args: argparse.Namespace, file: str | None, overrides: list[str]
+) -> tuple[list["Run"], list[pathlib.Path]]:
+    """The runs that the arguments describe, one for each seed, and their workdirs."""
+    from paramshare.training import config as configs
+    from paramshare.training.run import prepare
+    from paramshare.training.workdir import stored_config
+
+    workdir = local_path(args.workdir) if args.workdir else None
     if file is None and (workdir is None or not (workdir / "config.json").is_file()):
         raise CommandError(
             "train needs a configuration: a Python file such as experiments/recipes/quickstart.py; "
@@ -76,20 +106,13 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
         raise CommandError("train needs --workdir DIR, the folder to store the run in")
     base = configs.load_file(file) if file else stored_config(workdir)
     config = override(base, overrides, file or "CONFIG")
-    if args.seeds is not None and "seed" in overridden(base, overrides):
+    if args.seeds is None:
+        return [prepare(config)], [workdir]
+    if "seed" in overridden(base, overrides):
         seeds = " ".join(map(str, args.seeds))
         raise CommandError(f"--seeds {seeds} and --seed {config.seed} exclude each other; give one")
-    if args.distributed:
-        _join_cluster()
-    if args.seeds is None:
-        runs, workdirs = [prepare(config)], [workdir]
-    else:
-        runs = [prepare(dataclasses.replace(config, seed=seed)) for seed in args.seeds]
-        workdirs = [workdir / f"seed{seed}" for seed in args.seeds]
-    results = fit_together(runs, workdirs)
-    for trained, folder, result in zip(runs, workdirs, results, strict=True):
-        report(trained, folder, result)
-    return 0
+    runs = [prepare(dataclasses.replace(config, seed=seed)) for seed in args.seeds]
+    return runs, [workdir / f"seed{seed}" for seed in args.seeds]
 
 
 def _print_help(config: "Config", file: str) -> int:
@@ -102,19 +125,6 @@ def _print_help(config: "Config", file: str) -> int:
     return 0
 
 
-def _join_cluster() -> None:
-    """Makes this process one of several."""
-    import jax
-
-    try:
-        jax.distributed.initialize()
-    except (RuntimeError, ValueError) as error:
-        raise CommandError(
-            f"--distributed finds no cluster ({error}); it detects TPU pods, Slurm, Open MPI and "
-            "Kubernetes by their environment variables; leave it out on a single machine"
-        ) from None
-
-
 def report(run: "Run", workdir: pathlib.Path, result: "Result") -> None:
     """Draws the pictures of a finished run, writes its report and prints its result."""
     import jax
@@ -125,9 +135,9 @@ def report(run: "Run", workdir: pathlib.Path, result: "Result") -> None:
     from paramshare.report.pictures import learning_curves
     from paramshare.report.record import read_run
 
-    record = read_run(workdir, model=run.model)  # in all processes: they restore together
     if jax.process_index() != 0:
         return
+    record = read_run(workdir, model=run.model)
     marks = {"last epoch": result.last_score}
     if result.selected_score is not None:
         marks["selected by validation"] = result.selected_score

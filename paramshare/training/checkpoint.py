@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.options import MultiprocessingOptions
 
 from paramshare.errors import ParamshareError, without_logs
 from paramshare.storage import DIGEST, StorageError, check_room, not_written
@@ -25,7 +26,9 @@ class CheckpointError(ParamshareError):
 class Checkpoints:
     """Pytrees of arrays with JSON notes, one folder per step, written completely or not at all.
 
-    Every process calls every method; only the first one writes.
+    Every process calls `save`, `wait` and `drop_after`, which wait for each other, and the first
+    one writes. Reading concerns no other process and changes nothing on disk, so that any process
+    may read while another one trains.
 
     Args:
       folder: created when the first checkpoint is written.
@@ -54,12 +57,15 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """The newest step, or None."""
-        return self._open().latest_step() if self.folder.exists() else None
+        return max(self.steps, default=None)
 
     @property
     def steps(self) -> list[int]:
         """The steps of all checkpoints, in ascending order."""
-        return sorted(self._open().all_steps()) if self.folder.exists() else []
+        self._check_folder()
+        # Orbax renames the folder of a step once it is complete.
+        names = [path.name for path in self.folder.glob("*") if path.is_dir()]
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def save(self, step: int, tree: Any, notes: dict[str, Any], *, wait: bool = False) -> None:
         """Writes a state and its notes.
@@ -76,7 +82,7 @@ class Checkpoints:
         Raises:
           CheckpointError: if this one or the one before cannot be written; what is on disk stays.
         """
-        manager = self._open()
+        manager = self._writer()
         if step not in manager.all_steps():
             # Copies on the host: the next training step may reuse the memory of these arrays.
             arrays = jax.tree.map(np.array, jax.device_get(tree))
@@ -117,9 +123,9 @@ class Checkpoints:
         place = self.folder / str(step)
         like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
         try:
-            self._open().wait_until_finished()
-            with without_logs():
-                stored = self._open().restore(
+            self.wait()
+            with without_logs(), self._reader() as reader:
+                stored = reader.restore(
                     step,
                     args=ocp.args.Composite(
                         state=ocp.args.StandardRestore(like), notes=ocp.args.JsonRestore()
@@ -156,7 +162,7 @@ class Checkpoints:
         """Removes the checkpoints after `step`: while one exists, Orbax saves no earlier step."""
         for later in self.steps:
             if later > step:
-                self._open().delete(later)
+                self._writer().delete(later)
 
     def wait(self) -> None:
         """Waits until all saved checkpoints are on disk.
@@ -178,21 +184,41 @@ class Checkpoints:
             "holds is safe: rerun the same command to resume from its newest checkpoint"
         )
 
-    def _open(self) -> ocp.CheckpointManager:
+    def _writer(self) -> ocp.CheckpointManager:
         if self._manager is None:
-            if self.folder.exists() and not self.folder.is_dir():
-                raise CheckpointError(
-                    f"{self.folder} is a file, but must be a folder of checkpoints; "
-                    "remove it, or use a new workdir"
-                )
+            self._check_folder()
             _quieten_tensorstore()
-            options = ocp.CheckpointManagerOptions(max_to_keep=self.keep, create=True)
+            # Two managers with the same names of barriers would take each other's for their own.
+            name = f"{self.folder.parent.name}-{self.folder.name}"
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self.keep,
+                create=True,
+                multiprocessing_options=MultiprocessingOptions(barrier_sync_key_prefix=name),
+            )
             try:
                 with without_logs():
                     self._manager = ocp.CheckpointManager(self.folder, options=options)
             except OSError as error:
                 raise not_written(self.folder, error) from error
         return self._manager
+
+    def _reader(self) -> ocp.CheckpointManager:
+        _quieten_tensorstore()
+        alone = MultiprocessingOptions()
+        if jax.process_count() > 1:
+            me = jax.process_index()
+            alone = MultiprocessingOptions(
+                primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader-{me}"
+            )
+        options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
+        return ocp.CheckpointManager(self.folder, options=options)
+
+    def _check_folder(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise CheckpointError(
+                f"{self.folder} is a file, but must be a folder of checkpoints; "
+                "remove it, or use a new workdir"
+            )
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """The configuration of a training run: frozen dataclasses, checked when built, stored as JSON."""
 
 import dataclasses
+import json
 import operator
 import pathlib
 import re
@@ -262,6 +263,16 @@ def differences(config: Config, stored: Config) -> list[str]:
         for field in dict.fromkeys((*after, *before))
         if after.get(field, missing) != before.get(field, missing) and field not in LOG_ONLY_FIELDS
     ]
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """The fields as JSON values by dotted path.
+
+    Example:
+      >>> flat(Config())["optimizer.learning_rate"]
+      0.1
+    """
+    return _flat(json.loads(to_json(config)))
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -19,15 +19,17 @@ from paramshare.data import ArraySource, Dataset, train_batches, train_indices
 from paramshare.errors import ParamshareError, warn
 from paramshare.measure.snapshots import make_snapshot
 from paramshare.storage import local_path
+from paramshare.training import config as configs
 from paramshare.training.checkpoint import CheckpointError
 from paramshare.training.config import Config, ConfigError
 from paramshare.training.evaluation import NonFinite, make_evaluate
+from paramshare.training.processes import agree, check_shared, united, versions
 from paramshare.training.result import Result
 from paramshare.training.run import Run, check_batch, check_together, prepare
 from paramshare.training.state import State
 from paramshare.training.step import make_train_step
 from paramshare.training.track import Track, mean
-from paramshare.training.workdir import RESULT, claim, locked
+from paramshare.training.workdir import LOCK, RESULT, claim, locked
 
 REFRESH_SECONDS = 1.0  # between updates of the progress bar; each waits for the current step
 
@@ -122,15 +124,21 @@ def fit_together(
         errors of `train`.
     """
     workdirs = [local_path(workdir) for workdir in workdirs]
-    check_together(runs, workdirs)
-    for run, workdir in zip(runs, workdirs, strict=True):
-        check_batch(run)
-        claim(workdir, run)
-    results = {
-        workdir: Result.read(workdir / RESULT)
-        for workdir in workdirs
-        if (workdir / RESULT).is_file()
-    }
+    with united():
+        check_together(runs, workdirs)
+        for run in runs:
+            check_batch(run)
+    for run in runs:
+        agree(configs.flat(run.config) | run.facts.as_json() | versions())
+    with united():
+        for run, workdir in zip(runs, workdirs, strict=True):
+            claim(workdir, run)
+        results = {
+            workdir: Result.read(workdir / RESULT)
+            for workdir in workdirs
+            if (workdir / RESULT).is_file()
+        }
+    agree({"finished workdirs": sorted(map(str, results))})
     waiting = [
         (run, workdir)
         for run, workdir in zip(runs, workdirs, strict=True)
@@ -138,8 +146,11 @@ def fit_together(
     ]
     if waiting:
         with contextlib.ExitStack() as stack, _Signals() as signals:
+            with united():
+                for _, workdir in waiting:
+                    stack.enter_context(locked(workdir))
             for _, workdir in waiting:
-                stack.enter_context(locked(workdir))
+                check_shared(workdir / LOCK)
             tracks = [Track(run, workdir, stack) for run, workdir in waiting]
             results |= dict(
                 zip((workdir for _, workdir in waiting), _fit(tracks, signals, quiet), strict=True)
@@ -151,7 +162,9 @@ def _fit(tracks: list[Track], signals: "_Signals", quiet: bool) -> list[Result]:
     run, config = tracks[0].run, tracks[0].run.config
 
     # --- Resume or start
-    step, states = _resume(tracks)
+    with united():
+        step, states = _resume(tracks)
+    agree({"newest step": step})
     together = _Together(len(tracks))
     state = run.devices.replicate(together.stack(states))
     writer = jax.process_index() == 0

@@ -1,0 +1,140 @@
+"""`train --distributed`: one process of several, watched by a parent.
+
+JAX's distributed runtime aborts a process, deep in C++ and with pages of log, when another one is
+lost, does not arrive, or when its port is taken. So the training runs in a child process. The
+parent passes on what the child prints and the signals that it gets itself, and turns an abort into
+one line and an exit code of its own.
+"""
+
+import collections
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+from paramshare.cli.errors import CommandError, print_error
+
+LOST = 4  # exit code: another process is lost, or never came
+LOST_PEER = "another process was lost"
+HEARTBEAT_SECONDS = 20
+_CHILD = "PARAMSHARE_SUPERVISED"
+# The log of the runtime in C++, its stack traces, and what C++ prints when it aborts.
+_NOISE = re.compile(
+    rb"[IWEF]\d{4} [\d:.]+ +\d+ |\s+@ +0x|\[Gloo\]|\*\*\* |terminate called|  what\(\):|"
+    rb"Additional GRPC|:?UNKNOWN:|\d+\s*$|Barrier result|The tasks have crashed|#\d+ |RPC: /|Fatal Python error"
+)
+
+_PEER = re.compile(r"Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|coordination service|heartbeat")
+_OWN = re.compile(rb"^paramshare: |^Traceback|img/s")
+
+
+def supervised() -> bool:
+    """Whether this process has a parent that watches it."""
+    return _CHILD in os.environ
+
+
+def supervise(words: Sequence[str]) -> int:
+    """Runs the command in a child process; returns its exit code, or `LOST` if it was aborted."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "paramshare", *words],
+        env=os.environ | {_CHILD: str(os.getpid())},
+        stderr=subprocess.PIPE,
+    )
+    assert child.stderr is not None
+
+    def pass_on(number: int, frame: Any) -> None:
+        child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    log: collections.deque[bytes] = collections.deque(maxlen=200)
+    relay = threading.Thread(target=_relay, args=(child.stderr, log), daemon=True)
+    relay.start()
+    try:
+        code = child.wait()
+        relay.join(5)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code >= 0:
+        return code
+    if code in (-signal.SIGKILL, -signal.SIGINT, -signal.SIGTERM):
+        return print_error(f"the training was killed by {signal.Signals(-code).name}", 128 - code)
+    return print_error(f"{_reason(log)}; rerun the same command on all hosts to resume", LOST)
+
+
+@contextlib.contextmanager
+def leave_lost_peers() -> Iterator[None]:
+    """Ends the process at once, with one line, if an operation of all processes fails for a peer.
+
+    Other errors are raised: the interpreter would otherwise wait for the peer at its end.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not supervised() or not _PEER.search(str(error)):
+            raise
+        print_error(f"{LOST_PEER}; rerun the same command on all hosts to resume", LOST)
+        os._exit(LOST)
+
+
+def _relay(stream: IO[bytes], log: "collections.deque[bytes]") -> None:
+    """Copies a stream to standard error as it comes, without the runtime's log."""
+    line, noise = b"", False
+    while piece := os.read(stream.fileno(), 65536):
+        for part in re.split(rb"(?<=[\r\n])", piece):
+            line += part
+            if not line.endswith((b"\r", b"\n")) and not line.startswith(b"\r"):
+                continue  # what follows decides
+            # Messages of the runtime may have several lines.
+            noise = bool(_NOISE.match(line)) or (noise and not _OWN.search(line))
+            if noise:
+                log.append(line)
+            else:
+                sys.stderr.buffer.write(line)
+                sys.stderr.flush()
+            line = b""
+    sys.stderr.buffer.write(line)
+    sys.stderr.flush()
+
+
+def _reason(log: Sequence[bytes]) -> str:
+    """What the runtime's log says of why it aborted."""
+    text = b" ".join(log).decode(errors="replace")
+    if "Connect()" in text or "DEADLINE_EXCEEDED" in text or "Barrier timed out" in text:
+        return "another process did not arrive in time, or the coordinator's port is taken"
+    if "heartbeat" in text or "unhealthy" in text or "UNAVAILABLE" in text:
+        return LOST_PEER
+    last = next((line for line in reversed(log) if line.startswith((b"E", b"F"))), b"")
+    return f"the process was aborted ({' '.join(last.decode(errors='replace').split())[:200]})"
+
+
+def join(seconds: int) -> None:
+    """Makes this process one of several.
+
+    Args:
+      seconds: how long to wait for the others.
+
+    Raises:
+      CommandError: if there is no cluster.
+    """
+    import jax
+
+    if seconds < 1:
+        raise CommandError(f"--init-timeout is {seconds}; it must be 1 or more seconds")
+    if sys.platform == "linux":  # die with the parent: nobody else would notice
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    try:
+        jax.distributed.initialize(
+            initialization_timeout=seconds, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+        )
+    except (RuntimeError, ValueError) as error:
+        raise CommandError(
+            f"--distributed finds no cluster ({error}); it detects TPU pods, Slurm, Open MPI and "
+            "Kubernetes by their environment variables; leave it out on a single machine"
+        ) from None

@@ -1,0 +1,118 @@
+"""`paramshare train --distributed`, the command itself, in processes that Slurm seems to start."""
+
+import json
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+CONFIG = """from paramshare.training.config import *
+config = Config(Model("swrn-16-1-1"), epochs=1, batch_size=256, schedule=Schedule("cosine"))
+"""
+
+
+@pytest.fixture
+def start(tmp_path, environment):
+    """Starts processes of one device each; words of their own follow the command."""
+    (tmp_path / "config.py").write_text(CONFIG)
+    started: list[subprocess.Popen] = []
+
+    def begin(*own: list[str], count: int = 0) -> list[subprocess.Popen]:
+        job = free_job()
+        for process, words in enumerate(own):
+            slurm = {
+                "SLURM_JOB_ID": job,
+                "SLURM_STEP_NODELIST": "localhost",
+                "SLURM_NTASKS": str(count or len(own)),
+                "SLURM_PROCID": str(process),
+                "SLURM_LOCALID": str(process),
+            }
+            command = ["train", "config.py", "--workdir", "run", "--distributed", *words]
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "paramshare", *command],
+                    cwd=tmp_path,
+                    env=environment(1, **slurm),
+                    stdout=-1,
+                    stderr=-1,
+                    text=True,
+                )
+            )
+        return started
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def free_job() -> str:
+    """A job number whose port, which JAX derives from it, is free."""
+    while True:
+        job = random.randrange(4096)
+        with socket.socket() as probe:
+            if probe.connect_ex(("localhost", 65535 - 4095 + job)):
+                return str(job)
+
+
+def end(process: subprocess.Popen) -> tuple[int, str, list[str]]:
+    """Exit code, standard output, and the lines of standard error without progress bars."""
+    output, error = process.communicate(timeout=120)
+    lines = error.replace("\r", "\n").splitlines()
+    return process.returncode, output, [x for x in lines if x.strip() and "img/s" not in x]
+
+
+def test_the_first_process_writes_the_result_and_the_report(start, tmp_path):
+    first, second = map(end, start([], []))
+    assert (first[0], second[0]) == (0, 0), (first, second)
+    assert "report         run/report.html" in first[1] and "report" not in second[1]
+    assert not first[2] and not second[2]
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["devices"].startswith("2 x") and result["last"]["count"] == 355
+    assert (tmp_path / "run/report.html").is_file()
+    # A requeue finds the result, and does not wait for anything.
+    again = [end(process) for process in start([], [])[2:]]
+    assert [code for code, _, _ in again] == [0, 0] and "report.html" in again[0][1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seed", "1"], "the processes disagree: seed is 0 in process 0 and 1 in process 1;"),
+        (["--model.name", "x"], "process 1 of 2: unknown model 'x'"),
+        (["--workdir", "other"], "workdir .* is not shared: process 1 does not see"),
+    ],
+)
+def test_processes_that_differ_end_with_the_same_line(start, tmp_path, words, message):
+    ends = [end(process) for process in start([], words)]
+    assert [code for code, _, _ in ends] == [2, 2]
+    for _, _, lines in ends:
+        assert len(lines) == 1 and re.search(message, lines[0])
+    assert not (tmp_path / "run/result.json").exists()
+
+
+def test_a_process_that_is_lost_ends_the_others_with_one_line(start, tmp_path):
+    processes = start(*[["--epochs", "500"]] * 2)
+    metrics = tmp_path / "run/metrics.jsonl"
+    deadline = time.monotonic() + 100
+    while not metrics.exists() or '"epoch": 1,' not in metrics.read_text():
+        assert time.monotonic() < deadline and processes[0].poll() is None
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGKILL)  # its child dies with it
+    code, _, lines = end(processes[0])
+    assert code == 4, lines
+    assert lines == [
+        "paramshare: another process was lost; rerun the same command on all hosts to resume"
+    ]
+
+
+def test_a_process_that_never_comes_is_one_line(start):
+    (process,) = start(["--init-timeout", "3"], count=2)
+    code, _, lines = end(process)
+    assert code == 4 and len(lines) == 1
+    assert "another process did not arrive in time, or the coordinator's port" in lines[0]
