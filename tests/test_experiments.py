@@ -7,7 +7,9 @@ run from its file on TFDS's mock of its data set: a few images, and a smaller ne
 import dataclasses
 import json
 import pathlib
+import re
 import runpy
+import subprocess
 import sys
 from typing import Any
 
@@ -19,6 +21,9 @@ import tensorflow_datasets as tfds
 
 from paramshare import count
 from paramshare.cli import run_command
+from paramshare.cli.overrides import add_options
+from paramshare.cli.parsing import Parser
+from paramshare.cli.train import add_own_options
 from paramshare.data import Curriculum, Grids
 from paramshare.data.grid_problems import smallest_window
 from paramshare.data.sets.grids import fixed_set
@@ -374,3 +379,23 @@ def test_shortest_paths_are_compared(grids, tmp_path, monkeypatch):
     f1 = [record["tests"]["window 6"]["f1"] for record in both]
     half = abs(f1[1] - f1[0]) / 2 * 12.7062  # quantile of one degree of freedom
     assert f"{np.mean(f1):.3f} ± {half:.3f} |" in (out / "table.md").read_text()
+
+
+LAUNCH = sorted((EXPERIMENTS / "launch").iterdir())
+
+
+@pytest.mark.parametrize("file", LAUNCH, ids=lambda file: file.name)
+def test_launch_examples_have_options_that_exist(file):
+    """Of the command itself: those of gcloud and Slurm come before it."""
+    parser = Parser()
+    add_own_options(parser)
+    text = "\n".join(x for x in file.read_text().splitlines() if not x.startswith("#"))
+    words = re.findall(r"[\w./-]+", re.split(r"paramshare\W+train", text)[1])
+    recipe = next(word for word in words if word.endswith(".py"))
+    add_options(parser, load_file(EXPERIMENTS.parent / recipe))
+    options = [word for word in words if word.startswith("--")]
+    assert "--workdir" in options
+    for option in options:
+        assert option in parser._option_string_actions, option
+    if file.suffix == ".sh":
+        subprocess.run(["bash", "-n", file], check=True)

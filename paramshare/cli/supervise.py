@@ -6,6 +6,7 @@ parent passes on what the child prints and the signals that it gets itself, and 
 one line and an exit code of its own.
 """
 
+import argparse
 import collections
 import contextlib
 import ctypes
@@ -27,19 +28,20 @@ _CHILD = "PARAMSHARE_SUPERVISED"
 # The log of the runtime in C++, its stack traces, and what C++ prints when it aborts.
 _NOISE = re.compile(
     rb"[IWEF]\d{4} [\d:.]+ +\d+ |\s+@ +0x|\[Gloo\]|\*\*\* |terminate called|  what\(\):|"
-    rb"Additional GRPC|:?UNKNOWN:|\d+\s*$|Barrier result|The tasks have crashed|#\d+ |RPC: /|Fatal Python error"
+    rb"Additional GRPC|:?UNKNOWN:|\d+\s*$|Barrier result|The tasks have crashed|#\d+ |RPC: /|"
+    rb"Fatal Python error"
 )
 
 _PEER = re.compile(r"Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|coordination service|heartbeat")
 _OWN = re.compile(rb"^paramshare: |^Traceback|img/s")
 
 
-def supervised() -> bool:
+def is_child() -> bool:
     """Whether this process has a parent that watches it."""
     return _CHILD in os.environ
 
 
-def supervise(words: Sequence[str]) -> int:
+def run(words: Sequence[str]) -> int:
     """Runs the command in a child process; returns its exit code, or `LOST` if it was aborted."""
     child = subprocess.Popen(
         [sys.executable, "-m", "paramshare", *words],
@@ -77,7 +79,7 @@ def leave_lost_peers() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not supervised() or not _PEER.search(str(error)):
+        if not is_child() or not _PEER.search(str(error)):
             raise
         print_error(f"{LOST_PEER}; rerun the same command on all hosts to resume", LOST)
         os._exit(LOST)
@@ -114,27 +116,69 @@ def _reason(log: Sequence[bytes]) -> str:
     return f"the process was aborted ({' '.join(last.decode(errors='replace').split())[:200]})"
 
 
-def join(seconds: int) -> None:
-    """Makes this process one of several.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --distributed and its options."""
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="run as one process of several (TPU pods, Slurm): give the same command on every "
+        "host, with a DIR that all hosts can reach",
+    )
+    parser.add_argument(
+        "--init-timeout",
+        type=int,
+        default=300,
+        metavar="SECONDS",
+        help="with --distributed: how long to wait for the other processes (default: 300)",
+    )
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="with --distributed, where no cluster is found: address of process 0 and a free port",
+    )
+    parser.add_argument("--num-processes", type=int, metavar="N", help="with --coordinator")
+    parser.add_argument("--process-id", type=int, metavar="I", help="with --coordinator: from 0")
 
-    Args:
-      seconds: how long to wait for the others.
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raises `CommandError` unless the options fit each other."""
+    by_hand = (args.coordinator, args.num_processes, args.process_id)
+    if args.init_timeout < 1:
+        raise CommandError(f"--init-timeout is {args.init_timeout}; it must be 1 or more seconds")
+    if any(value is not None for value in by_hand):
+        if not args.distributed or None in by_hand:
+            raise CommandError(
+                "--coordinator, --num-processes and --process-id go together, with --distributed"
+            )
+        if not re.fullmatch(r".+:\d+", args.coordinator):
+            raise CommandError(f"--coordinator is {args.coordinator!r}; it must be HOST:PORT")
+        if not 0 <= args.process_id < args.num_processes:
+            raise CommandError(
+                f"--process-id is {args.process_id}; it must be from 0 to {args.num_processes - 1}"
+            )
+
+
+def join(args: argparse.Namespace) -> None:
+    """Makes this process one of several.
 
     Raises:
       CommandError: if there is no cluster.
     """
     import jax
 
-    if seconds < 1:
-        raise CommandError(f"--init-timeout is {seconds}; it must be 1 or more seconds")
     if sys.platform == "linux":  # die with the parent: nobody else would notice
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     try:
         jax.distributed.initialize(
-            initialization_timeout=seconds, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+            args.coordinator,
+            args.num_processes,
+            args.process_id,
+            initialization_timeout=args.init_timeout,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
         raise CommandError(
             f"--distributed finds no cluster ({error}); it detects TPU pods, Slurm, Open MPI and "
-            "Kubernetes by their environment variables; leave it out on a single machine"
+            "Kubernetes by their environment variables; pass --coordinator, or leave --distributed "
+            "out on a single machine"
         ) from None

@@ -6,10 +6,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from paramshare.cli import supervise
 from paramshare.cli.errors import CommandError
 from paramshare.cli.overrides import add_options, overridden, override, with_data_name
 from paramshare.cli.parsing import Parser
-from paramshare.cli.supervise import join, leave_lost_peers, supervise, supervised
 from paramshare.storage import local_path
 
 if TYPE_CHECKING:
@@ -31,10 +31,11 @@ def add(command: Any) -> None:
         takes_overrides=True,
         add_help=False,  # the help shows the values of CONFIG, which is loaded first
     )
-    _add_own_options(parser)
+    add_own_options(parser)
 
 
-def _add_own_options(parser: argparse.ArgumentParser) -> None:
+def add_own_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that are not fields of the configuration."""
     parser.add_argument(
         "--workdir",
         metavar="DIR",
@@ -48,20 +49,7 @@ def _add_own_options(parser: argparse.ArgumentParser) -> None:
         help="train one network per seed, all at once, in DIR/seed0, DIR/seed1, ...; "
         "for an accelerator that one small network does not fill (slower on a CPU)",
     )
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="run as one process of several (TPU pods, Slurm): give the same command on every "
-        "host, with a DIR that all hosts can reach",
-    )
-    parser.add_argument(
-        "--init-timeout",
-        type=int,
-        default=300,
-        metavar="SECONDS",
-        help="with --distributed: how long to wait for the other processes at the start "
-        "(default: 300)",
-    )
+    supervise.add_options(parser)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -70,16 +58,17 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     from paramshare.training.loop import fit_together
     from paramshare.training.processes import united
 
-    if args.distributed and not supervised():
-        return supervise(args.words)
+    supervise.check_options(args)
+    if args.distributed and not supervise.is_child():
+        return supervise.run(args.words)
     # argparse would take the value of an override for CONFIG, so that it is not declared.
     file = overrides.pop(0) if overrides and not overrides[0].startswith("-") else None
     if {"-h", "--help"} & set(overrides):
         config = configs.load_file(file) if file else configs.Config()
         return _print_help(with_data_name(config, overrides, file or "CONFIG")[0], file or "CONFIG")
     if args.distributed:
-        join(args.init_timeout)  # before anything starts JAX; from here on processes fail together
-    with leave_lost_peers():
+        supervise.join(args)  # before anything starts JAX; from here on processes fail together
+    with supervise.leave_lost_peers():
         with united():
             runs, workdirs = _runs(args, file, overrides)
         results = fit_together(runs, workdirs)
@@ -119,7 +108,7 @@ def _print_help(config: "Config", file: str) -> int:
     parser = Parser(
         prog=f"paramshare train {file}", usage="%(prog)s --workdir DIR [options]", description=ABOUT
     )
-    _add_own_options(parser)
+    add_own_options(parser)
     add_options(parser, config)
     parser.print_help()
     return 0
