@@ -70,10 +70,11 @@ class Optimizer:
     nesterov: bool = True
     """Use Nesterov momentum, in SGD."""
     weight_decay: NotNegative = 5e-4
-    """Weight decay of all parameters except sharing coefficients; batch norm and biases decay
-    too, as in the papers."""
+    """Weight decay of all parameters except sharing coefficients."""
     decay_coefficients: bool = False
     """Apply weight decay to sharing coefficients too."""
+    decay_vectors: bool = True
+    """Apply weight decay to biases and to the scales of norms too, as in the papers."""
     clip_norm: Positive | None = None
     """Largest norm of the gradient over all parameters; a longer gradient is scaled down, before
     weight decay. None does not clip."""
@@ -129,6 +130,13 @@ class Config:
     of a curriculum take equal parts of the epochs."""
     batch_size: Count = 128
     """Examples in each step, over all devices of all processes."""
+    accumulate: Count = 1
+    """Parts that each device's share of a batch is divided into. Gradients are averaged over them,
+    one after the other, in less memory. Batch statistics are those of each part."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What to do if a loss or gradient is not finite: stop, or skip the update and go on."""
+    non_finite_limit: Count = 10
+    """Skipped updates after which training stops."""
     label_smoothing: Fraction = 0.0
     """Fraction of the target that is spread evenly over all classes; 0 keeps that of the task."""
     seed: Natural = 0
@@ -195,6 +203,7 @@ class Config:
             "optimizer.nesterov": self.optimizer.name != "sgd",
             "penalty.pools": not self.penalty.orthogonality,
             "penalty.unique": not self.penalty.orthogonality,
+            "non_finite_limit": self.non_finite == "stop",
         }
         values = {name: operator.attrgetter(name)(self) for name in idle}
         notes = [

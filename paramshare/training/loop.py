@@ -369,7 +369,7 @@ def _fetch(
             for metrics in fetched
         ]
         for number, line in enumerate(lines, start=step - len(lines) + 1):
-            if not line["finite"]:
+            if not line["finite"] and track.run.config.non_finite == "stop":
                 what = (
                     "a gradient is not finite"
                     if np.isfinite(line["loss"])
@@ -388,6 +388,8 @@ def _show(bar: tqdm, tracks: list[Track], step: int, scores: Sequence[float | No
     """Shows metrics of the newest steps and the validation score, averaged over all runs."""
     run, score = tracks[0].run, tracks[0].run.task.score
     lines = [line for track in tracks for line in track.window or track.last]
+    if not lines:  # all updates were skipped
+        return
     shown = {
         "epoch": f"{-(-step // run.steps_per_epoch)}/{run.config.epochs}",
         "loss": f"{mean(lines, 'loss'):.3f}",

@@ -1,9 +1,13 @@
 """Learning-rate schedules and update rules of the papers' recipes."""
 
+import functools
+from typing import Any
+
+import jax
 import optax
 
 from paramshare.shared import decay_mask
-from paramshare.training.config import Config
+from paramshare.training.config import Config, Optimizer
 
 
 def learning_rate(config: Config, steps_per_epoch: int) -> optax.Schedule:
@@ -42,10 +46,10 @@ def optimizer(config: Config, rate: optax.Schedule) -> optax.GradientTransformat
 
     The gradient is clipped, then weight decay is added, then the rule is applied, as with PyTorch's
     `clip_grad_norm_` and SGD. Sharing coefficients do not decay (`paramshare.decay_mask`), unless
-    `decay_coefficients` is set.
+    `decay_coefficients` is set; biases and scales of norms do, unless `decay_vectors` is off.
     """
     settings = config.optimizer
-    mask = None if settings.decay_coefficients else decay_mask
+    mask = functools.partial(_decays, settings)
     rules = [] if settings.clip_norm is None else [optax.clip_by_global_norm(settings.clip_norm)]
     if settings.name == "adamw":
         rules.append(optax.adamw(rate, weight_decay=settings.weight_decay, mask=mask))
@@ -58,3 +62,19 @@ def optimizer(config: Config, rate: optax.Schedule) -> optax.GradientTransformat
             else optax.adam(rate)
         )
     return rules[0] if len(rules) == 1 else optax.chain(*rules)
+
+
+def _decays(settings: Optimizer, variables: Any) -> Any:
+    """A pytree of bools: which parameters weight decay applies to."""
+    whole = jax.tree.map(lambda _: True, variables)
+    mask = whole if settings.decay_coefficients else decay_mask(variables)
+    if settings.decay_vectors:
+        return mask
+
+    def decays(path: Any, leaf: Any, decays: bool) -> bool:
+        # What belongs to a bank has options of its own, and may be a vector: a ring, coefficients.
+        names = {str(getattr(key, "key", key)) for key in path}
+        return decays and (leaf.ndim > 1 or bool(names & {"own", "coefficients"}))
+
+    params = jax.tree_util.tree_map_with_path(decays, variables["params"], mask["params"])
+    return mask | {"params": params}

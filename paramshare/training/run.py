@@ -210,6 +210,12 @@ def check_batch(run: Run) -> None:
     """Raises `ConfigError` unless a batch can be filled and divided evenly over the devices."""
     size, examples = run.config.batch_size, run.data.phase_examples
     run.devices.check_batch(size)
+    share = size // run.devices.count
+    if share % run.config.accumulate:
+        raise ConfigError(
+            f"accumulate is {run.config.accumulate}; it must divide the {share} examples of a "
+            "batch on each device"
+        )
     if size > examples:
         phase = " in each phase" if run.data.phases > 1 else ""
         raise ConfigError(

@@ -31,7 +31,7 @@ def make_train_step(
     communicated. Randomness is a function of (seed, step, position in the global batch), so it does
     not depend on the number of devices; only the model's own random streams, such as dropout, also
     depend on the device. If the loss or a gradient is not finite on any device, this update and all
-    later ones are skipped.
+    later ones are skipped; with `config.non_finite` "skip", only this one.
 
     Metrics, the same on all devices:
       loss: mean over the batch of the sum of the task's losses.
@@ -64,15 +64,17 @@ def make_train_step(
             first=device * size,
         )
         # Flax draws every random stream that is not passed by name from "params".
-        rngs = {"params": jax.random.fold_in(model_key, device)}
+        device_key = jax.random.fold_in(model_key, device)
 
-        def loss_fn(trainable: Any) -> tuple[jax.Array, Any]:
+        def loss_fn(
+            trainable: Any, collections: Any, key: jax.Array, inputs: Any, labels: Any
+        ) -> tuple[jax.Array, Any]:
             outputs, collections = model.apply(
-                {**trainable, **state.collections},
+                {**trainable, **collections},
                 inputs,
                 train=True,
-                mutable=list(state.collections),
-                rngs=rngs,
+                mutable=list(collections),
+                rngs={"params": key},
             )
             losses = task.losses(outputs, labels, train=True)
             means = {name: loss.mean() for name, loss in losses.items()}
@@ -81,8 +83,13 @@ def make_train_step(
             total = loss + sum(getattr(config.penalty, name) * x for name, x in added.items())
             return total, (loss, means, added, outputs, collections)
 
-        gradient, (loss, losses, added, outputs, collections) = jax.grad(loss_fn, has_aux=True)(
-            state.trainable
+        derivative = functools.partial(jax.grad(loss_fn, has_aux=True), state.trainable)
+        gradient, (loss, losses, added, outputs, collections) = (
+            derivative(state.collections, device_key, inputs, labels)
+            if config.accumulate == 1
+            else _accumulated(
+                derivative, config.accumulate, state.collections, device_key, (inputs, labels)
+            )
         )
         gradient = jax.lax.pmean(gradient, AXIS)
         collections = jax.tree.map(
@@ -102,11 +109,12 @@ def make_train_step(
             trainable: Any = optax.apply_updates(state.trainable, updates)
             return State(state.step + 1, trainable, collections, optimizer_state, state.failed)
 
-        state = jax.lax.cond(
-            finite & ~state.failed,
-            update,
-            lambda: dataclasses.replace(state, failed=jnp.ones((), jnp.bool_)),
-        )
+        def leave() -> State:
+            if config.non_finite == "skip":
+                return dataclasses.replace(state, step=state.step + 1)
+            return dataclasses.replace(state, failed=jnp.ones((), jnp.bool_))
+
+        state = jax.lax.cond(finite & ~state.failed, update, leave)
         return state, {
             "loss": loss,
             **{f"loss/{name}": value for name, value in several.items()},
@@ -117,6 +125,34 @@ def make_train_step(
         }
 
     return train_step
+
+
+def _accumulated(
+    derivative: Callable, parts: int, collections: Any, key: jax.Array, batch: Any
+) -> tuple[Any, Any]:
+    """What `derivative` returns for the whole batch, computed one part of it after the other."""
+    batch = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+
+    def body(carry: tuple[Any, Any], part: Any) -> tuple[tuple[Any, Any], Any]:
+        total, collections = carry
+        number, (inputs, labels) = part
+        part_key = jax.random.fold_in(key, number)
+        gradient, (*values, outputs, collections) = derivative(
+            collections, part_key, inputs, labels
+        )
+        return (jax.tree.map(jnp.add, total, gradient), collections), (values, outputs)
+
+    shapes, _ = jax.eval_shape(
+        lambda: derivative(collections, key, *jax.tree.map(lambda x: x[0], batch))
+    )
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    (total, collections), (values, outputs) = jax.lax.scan(
+        body, (zeros, collections), (jnp.arange(parts), batch)
+    )
+    loss, losses, added = jax.tree.map(lambda x: jnp.mean(x, axis=0), values)
+    outputs = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
+    gradient = jax.tree.map(lambda leaf: leaf / parts, total)
+    return gradient, (loss, losses, added, outputs, collections)
 
 
 def flow(gradient: Any) -> Metrics:

@@ -44,6 +44,7 @@ class Progress:
         compile.
       training_examples: examples trained on in that time.
       environment: the devices, cores and versions that it was trained with.
+      skipped: updates skipped because a loss or gradient was not finite.
     """
 
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -55,6 +56,7 @@ class Progress:
     training_seconds: float = 0.0
     training_examples: int = 0
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    skipped: int = 0
 
     def add(self, lines: list[dict[str, float]], names: tuple[str, ...]) -> None:
         """Adds steps to the epoch's sums."""
@@ -65,7 +67,7 @@ class Progress:
 
     def means(self) -> dict[str, float]:
         """Means over the epoch; starts the next epoch."""
-        means = {name: total / self.batches for name, total in self.sums.items()}
+        means = {name: total / max(1, self.batches) for name, total in self.sums.items()}
         self.sums, self.batches = {}, 0
         return means
 
@@ -136,12 +138,29 @@ class Track:
         self._stack.callback(self.metrics.close)
 
     def add(self, lines: list[dict[str, float]]) -> None:
-        """Adds the metrics of steps."""
+        """Adds the metrics of steps; those of skipped updates are counted only.
+
+        Raises:
+          NonFinite: if too many updates were skipped.
+        """
+        skipped = sum(not line["finite"] for line in lines)
+        if skipped:
+            self.progress.skipped += skipped
+            total, limit = self.progress.skipped, self.run.config.non_finite_limit
+            warn(f"skipped updates that were not finite: {skipped}, in all {total}")
+            if total > limit:
+                raise NonFinite(
+                    f"{total} updates were not finite, and non_finite_limit is {limit}; lower the "
+                    "learning rate, or raise the limit"
+                )
+        lines = [line for line in lines if line["finite"]]
         self.progress.add(lines, epoch_metrics(self.run, lines[0]) if lines else ())
         self.window += lines
 
     def write_line(self, step: int) -> None:
         """Writes the means since the last line; of `gradient_max/BANK` the maximum."""
+        if not self.window:  # all were skipped
+            return
         first = epoch_metrics(self.run, self.window[0])
         others = (name for name in self.window[0] if name not in (*first, "finite"))
         line = {

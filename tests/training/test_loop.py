@@ -15,6 +15,7 @@ import pytest
 from paramshare import FilterBasis, Plan, Rule, share
 from paramshare.data import ArraySource
 from paramshare.storage import StorageError, read_json, write_json
+from paramshare.tasks import Augment
 from paramshare.training.checkpoint import CheckpointError, Checkpoints
 from paramshare.training.config import ConfigError, Penalty
 from paramshare.training.evaluation import make_evaluate
@@ -353,6 +354,44 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(copied, monkeypatch):
         with pytest.raises(CheckpointError, match=r"free some space .* what .*copy holds is safe"):
             again()
     assert again().last == expected.last
+
+
+class Marked(nn.Module):
+    """Its outputs are not finite for an image with a pixel of 255."""
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        y = nn.Dense(10)(x.reshape(len(x), -1))
+        return jnp.where(jnp.max(x, axis=(1, 2, 3))[:, None] > 3.5, jnp.nan, y)
+
+
+@pytest.fixture
+def marked(config, digits, tmp_path):
+    """Trains 3 epochs of 4 steps; one step of each epoch is not finite."""
+    train_set = ArraySource(digits.train.input.copy(), digits.train.label)
+    train_set.input[7, 4, 4, 0] = 255
+    # Of the other pixels the largest, 240, becomes 3.4.
+    data = dataclasses.replace(digits, train=train_set, mean=(70.0,), std=(50.0,))
+    config = dataclasses.replace(config, epochs=3, augment=Augment())
+
+    def run(name: str, **options):
+        changed = dataclasses.replace(config, **options)
+        return train(changed, tmp_path / name, model=Marked(), data=data, devices=ONE, quiet=True)
+
+    return run
+
+
+def test_updates_that_are_not_finite_can_be_skipped(marked, tmp_path, capsys):
+    with pytest.raises(NonFinite, match="was not applied"):
+        marked("stop")
+    with pytest.raises(NonFinite, match="3 updates were not finite, and non_finite_limit is 2"):
+        marked("few", non_finite="skip", non_finite_limit=2)
+    capsys.readouterr()
+    result = marked("skip", non_finite="skip", non_finite_limit=3)
+    assert result.steps == 12 and "in all 3" in capsys.readouterr().err
+    lines = lines_of(tmp_path / "skip", "epoch")
+    assert len(lines) == 3 and all(np.isfinite(line["loss"]) for line in lines)
+    assert lines[-1]["loss"] < lines[0]["loss"]
 
 
 class Unstable(nn.Module):

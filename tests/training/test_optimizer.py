@@ -150,6 +150,27 @@ def test_a_long_gradient_is_cut_to_its_norm_and_then_decayed(decay_coefficients)
     )
 
 
+def test_biases_and_norms_can_be_spared():
+    """Rings are vectors too, but of weights; coefficients keep their own option."""
+    variables = {
+        "banks": {"ring": {"ring": jnp.ones(9)}},
+        "params": {
+            "coefficients": {"ring": {"scale": jnp.ones(3)}},
+            "model": {"conv": {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)}},
+        },
+    }
+    zeros = jax.tree.map(jnp.zeros_like, variables)
+    for coefficients in (False, True):
+        settings = Optimizer(weight_decay=0.5, decay_vectors=False, decay_coefficients=coefficients)
+        config = Config(optimizer=settings)
+        rule = optimizer(config, learning_rate(config, 1))
+        updates, _ = rule.update(zeros, rule.init(variables), variables)
+        moved = jax.tree.map(lambda leaf: bool(jnp.any(leaf != 0)), updates)
+        assert moved["banks"]["ring"]["ring"] and moved["params"]["model"]["conv"]["kernel"]
+        assert not moved["params"]["model"]["conv"]["bias"]
+        assert moved["params"]["coefficients"]["ring"]["scale"] == coefficients
+
+
 def test_clipping_goes_with_every_rule():
     for name in ("sgd", "adam", "adamw"):
         settings = Optimizer(name, 0.1, weight_decay=0.0)

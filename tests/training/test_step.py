@@ -5,6 +5,7 @@ import functools
 import re
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from paramshare import FilterBasis, Plan, Rule, count, orthogonality, share
 from paramshare.training.config import ConfigError, Penalty
 from paramshare.training.devices import Devices
-from paramshare.training.run import prepare
+from paramshare.training.run import check_batch, prepare
 from paramshare.training.step import flow, make_train_step
 
 
@@ -271,6 +272,40 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(
     np.testing.assert_allclose(actual[0], reference[0][0], rtol=2e-2)  # bfloat16 has 8 bits
     assert actual[0] != reference[0][0]
     assert {leaf.dtype for leaf in jax.tree.leaves(state.trainable)} == {jnp.dtype("float32")}
+
+
+class Plain(nn.Module):
+    """A network whose outputs for an example depend on no other example."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(10)(nn.relu(nn.Dense(16)(x.reshape(len(x), -1))))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_accumulated_gradients_are_those_of_the_whole_batch(config, losses, devices):
+    network = Plain()
+    expected, whole = losses(config, devices, network)
+    parts = dataclasses.replace(config, accumulate=4)
+    measured, state = losses(parts, devices, network)
+    np.testing.assert_allclose(measured, expected, rtol=1e-5)
+    chex.assert_trees_all_close(state.trainable, whole.trainable, rtol=1e-4, atol=1e-6)
+
+
+def test_batch_statistics_are_those_of_each_part(config, network, losses):
+    """Of `Small`, whose batch norm sees a quarter of the batch at a time."""
+    parts = dataclasses.replace(config, accumulate=4)
+    measured, state = losses(parts, 1, network, steps=1)
+    expected, whole = losses(config, 1, network, steps=1)
+    assert measured != pytest.approx(expected, rel=1e-6)
+    assert measured == pytest.approx(expected, rel=0.2)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, whole)
+
+
+def test_a_batch_that_cannot_be_divided_into_parts_is_refused(config, network, digits):
+    bad = dataclasses.replace(config, accumulate=5)
+    with pytest.raises(ConfigError, match="accumulate is 5; it must divide the 64 examples"):
+        check_batch(prepare(bad, model=network, data=digits, devices=jax.devices()[:1]))
 
 
 def test_label_smoothing_reaches_the_loss(config, network, reference, losses):
