@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import logging
 import pathlib
 import sys
 from typing import Any
@@ -230,7 +231,12 @@ def _quieten_tensorstore() -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             before(unraisable)
 
+    def is_news(record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return "ocdbt" not in str(error).lower()  # tensorstore's, which is raised as well
+
     sys.unraisablehook = hook
+    logging.getLogger("asyncio").addFilter(is_news)
 
 
 def _digest(tree: Any, notes: Any) -> str:

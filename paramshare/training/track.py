@@ -127,15 +127,15 @@ class Track:
                 "slightly from those of an uninterrupted run"
             )
         progress.environment = now
-        self.newest.drop_after(int(state.step))
-        self.best.drop_after(int(state.step))
-        self.metrics = MetricsFile(
+        self.metrics = MetricsFile(  # before anything is dropped: it may fail
             self.workdir,
             int(state.step),
             tensorboard=self.run.config.tensorboard,
             write=jax.process_index() == 0,
         )
         self._stack.callback(self.metrics.close)
+        self.newest.drop_after(int(state.step))
+        self.best.drop_after(int(state.step))
 
     def add(self, lines: list[dict[str, float]]) -> None:
         """Adds the metrics of steps; those of skipped updates are counted only.
