@@ -61,6 +61,7 @@ def run(words: Sequence[str]) -> int:
         code = child.wait()
         relay.join(5)
     finally:
+        child.stderr.close()
         for number, handler in before.items():
             signal.signal(number, handler)
     if code >= 0:
@@ -87,14 +88,16 @@ def leave_lost_peers() -> Iterator[None]:
 
 def _relay(stream: IO[bytes], log: "collections.deque[bytes]") -> None:
     """Copies a stream to standard error as it comes, without the runtime's log."""
-    line, noise = b"", False
+    line, noise, header = b"", False, False
     while piece := os.read(stream.fileno(), 65536):
         for part in re.split(rb"(?<=[\r\n])", piece):
             line += part
             if not line.endswith((b"\r", b"\n")) and not line.startswith(b"\r"):
                 continue  # what follows decides
-            # Messages of the runtime may have several lines.
-            noise = bool(_NOISE.match(line)) or (noise and not _OWN.search(line))
+            # Messages of the runtime may have several lines, with a traceback below the first.
+            own = _OWN.search(line) and not (header and line.startswith(b"Traceback"))
+            header = bool(_NOISE.match(line))
+            noise = header or (noise and not own)
             if noise:
                 log.append(line)
             else:

@@ -42,6 +42,12 @@ def add_own_options(parser: argparse.ArgumentParser) -> None:
         help="folder of the run; rerun the same command to resume the run in it",
     )
     parser.add_argument(
+        "--init-from",
+        metavar="RUN",
+        help="start a new DIR with the variables of another run (its workdir) or of an exported "
+        "variables.npz, such as to train a finished run for more epochs",
+    )
+    parser.add_argument(
         "--seeds",
         nargs="+",
         type=int,
@@ -71,6 +77,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     with supervise.leave_lost_peers():
         with united():
             runs, workdirs = _runs(args, file, overrides)
+            if args.init_from is not None:
+                _init_from(args, runs, workdirs)
         results = fit_together(runs, workdirs)
     for trained, folder, result in zip(runs, workdirs, results, strict=True):
         report(trained, folder, result)
@@ -102,6 +110,38 @@ def _runs(
         raise CommandError(f"--seeds {seeds} and --seed {config.seed} exclude each other; give one")
     runs = [prepare(dataclasses.replace(config, seed=seed)) for seed in args.seeds]
     return runs, [workdir / f"seed{seed}" for seed in args.seeds]
+
+
+def _init_from(
+    args: argparse.Namespace, runs: Sequence["Run"], workdirs: Sequence[pathlib.Path]
+) -> None:
+    """Makes new workdirs whose first state has the variables of another run or of a file."""
+    from paramshare.training.derive import begin
+    from paramshare.training.workdir import network_variables, stored_network, stored_origin
+    from paramshare.transform.variables_file import load_variables
+
+    source = local_path(args.init_from).absolute()
+    new = [(run, folder) for run, folder in zip(runs, workdirs, strict=True) if not folder.exists()]
+    for folder in workdirs:
+        if folder.exists() and stored_origin(folder).get("workdir") != str(source):
+            raise CommandError(
+                f"{folder} exists and did not start from {source}; use a new --workdir, or leave "
+                "--init-from out to resume"
+            )
+    if not new:
+        return
+    if args.distributed:
+        raise CommandError(
+            "--init-from makes a workdir in one process; make it without --distributed, interrupt "
+            "the training, then resume it with --distributed"
+        )
+    if source.is_dir():
+        variables, step = network_variables(source, *stored_network(source))
+    else:
+        variables, step = load_variables(source), 0
+    origin = {"command": "train --init-from", "workdir": str(source), "step": step}
+    for run, folder in new:
+        begin(run, variables, folder, origin)
 
 
 def _print_help(config: "Config", file: str) -> int:

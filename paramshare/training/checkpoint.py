@@ -118,13 +118,13 @@ class Checkpoints:
           CheckpointError: if it cannot be read, holds other shapes, or is not what was saved; names
             the folder.
         """
+        self.wait()
         step = self.latest if step is None else step
         if step is None:
             raise CheckpointError(f"no checkpoint in {self.folder}; train first")
         place = self.folder / str(step)
         like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
         try:
-            self.wait()
             with without_logs(), self._reader() as reader:
                 stored = reader.restore(
                     step,

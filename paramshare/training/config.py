@@ -21,6 +21,7 @@ LOG_ONLY_FIELDS = (
     "log_every",
     "tensorboard",
     "checkpoint_every",
+    "checkpoint_steps",
     "gradient_flow",
     "similarity_every",
 )
@@ -149,6 +150,8 @@ class Config:
     """Epochs between validations."""
     checkpoint_every: Count = 1
     """Epochs between checkpoints."""
+    checkpoint_steps: Natural = 0
+    """Steps between further checkpoints, for long epochs; 0 for none."""
     tensorboard: bool = False
     """Write TensorBoard event files too."""
     gradient_flow: bool = False

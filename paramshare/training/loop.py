@@ -200,7 +200,8 @@ def _fit(tracks: list[Track], signals: "_Signals", quiet: bool) -> list[Result]:
             epoch, of_epoch = divmod(step, run.steps_per_epoch)
             stop = signals.stop(step)
             line_due = step % config.log_every == 0 or of_epoch == 0
-            if line_due or stop or time.monotonic() - fetched > REFRESH_SECONDS:
+            save_due = config.checkpoint_steps and step % config.checkpoint_steps == 0
+            if line_due or stop or save_due or time.monotonic() - fetched > REFRESH_SECONDS:
                 lines_of_runs = _fetch(pending, step, tracks)
                 now = time.monotonic()  # only now have the steps been computed
                 for track, lines in zip(tracks, lines_of_runs, strict=True):
@@ -223,7 +224,8 @@ def _fit(tracks: list[Track], signals: "_Signals", quiet: bool) -> list[Result]:
                 if epoch % max(config.similarity_every, 1) == 0 or epoch == config.epochs:
                     write_similarity(epoch)
             last = step == run.steps
-            save = stop or last or (of_epoch == 0 and epoch % config.checkpoint_every == 0)
+            epoch_due = of_epoch == 0 and epoch % config.checkpoint_every == 0
+            save = stop or last or save_due or epoch_due
             for i, track in enumerate(tracks):
                 track.progress.seconds = time.monotonic() - started
                 if save:

@@ -137,14 +137,25 @@ def write_origin(workdir: pathlib.Path, origin: Mapping[str, Any]) -> None:
     write_json(workdir / ORIGIN, origin)
 
 
+def stored_origin(workdir: pathlib.Path) -> dict[str, Any]:
+    """What `write_origin` noted; {} for a run that started from initial values.
+
+    Raises:
+      CheckpointError: if the note cannot be read.
+    """
+    path = workdir / ORIGIN
+    remedy = "make the run again in a new workdir"
+    return read_json(path, CheckpointError, remedy) if path.is_file() else {}
+
+
 def check_origin(workdir: pathlib.Path) -> None:
     """Checks that a workdir without checkpoints may start from initial values.
 
     Raises:
       CheckpointError: if it was made from another run, so that its first checkpoint is missing.
     """
-    if (workdir / ORIGIN).is_file():
-        origin = read_json(workdir / ORIGIN, CheckpointError, "make the run again in a new workdir")
+    origin = stored_origin(workdir)
+    if origin:
         raise CheckpointError(
             f"{workdir} was made from {origin.get('workdir')} by "
             f"`paramshare {origin.get('command')}`, but its first checkpoint is missing; "

@@ -85,7 +85,6 @@ def test_the_first_process_writes_the_result_and_the_report(start, tmp_path):
     [
         (["--seed", "1"], "the processes disagree: seed is 0 in process 0 and 1 in process 1;"),
         (["--model.name", "x"], "process 1 of 2: unknown model 'x'"),
-        (["--workdir", "other"], "workdir .* is not shared: process 1 does not see"),
     ],
 )
 def test_processes_that_differ_end_with_the_same_line(start, tmp_path, words, message):

@@ -7,14 +7,16 @@ import runpy
 import shutil
 import sys
 
+import chex
 import jax
 import pytest
 
 from paramshare.cli import main, run_command
 from paramshare.storage import read_json, write_json
+from paramshare.training.checkpoint import Checkpoints
 from paramshare.training.result import Result
 from paramshare.training.run import prepare
-from paramshare.training.workdir import claim, stored_config
+from paramshare.training.workdir import claim, stored_config, stored_variables
 
 # One case for each class of error, and for each place that raises.
 BAD = {
@@ -138,18 +140,14 @@ def test_several_seeds_are_trained_together(command, tmp_path, trained, config_f
     assert printed == f"{tmp_path / 'seed0'}\n{tmp_path / 'seed1'}\n"
 
 
-def test_every_process_reads_the_run_that_the_first_one_reports(
-    monkeypatch, loaded, trained, capsys
-):
-    """Restoring a checkpoint waits for all processes."""
+def test_only_the_first_process_reports(monkeypatch, loaded, workdir, capsys):
+    """`test_distributed` sees it do so; reading a checkpoint waits for no other process."""
     from paramshare.cli import train
-    from paramshare.report import record
 
-    read = []
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    monkeypatch.setattr(record, "read_run", lambda workdir, model: read.append(workdir))
-    train.report(loaded[0], trained, Result.read(trained / "result.json"))
-    assert read == [trained] and not capsys.readouterr().out
+    (workdir / "report.html").unlink()
+    train.report(loaded[0], workdir, Result.read(workdir / "result.json"))
+    assert not (workdir / "report.html").exists() and not capsys.readouterr().out
 
 
 def test_only_modules_of_the_extra_are_blamed_on_it(capsys):
@@ -206,6 +204,29 @@ def test_a_workdir_of_another_run_is_left_alone(refused, config_file, workdir):
     assert "another configuration (epochs: 2 -> 3; seed: 0 -> 1)" in error
     assert "holds no run" in refused("train", config_file, "--workdir", workdir.parent)
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_can_start_from_another_one(command, refused, config_file, trained, tmp_path):
+    command("export", trained, "--output", tmp_path / "exported")
+    sources = {"more": trained, "again": tmp_path / "exported" / "variables.npz"}
+    run = prepare(stored_config(trained), devices=jax.devices()[:1])
+    expected, step = stored_variables(trained, run.shapes)
+    assert step > 0
+    for name, source in sources.items():
+        words = [config_file, "--workdir", tmp_path / name, "--init-from", source, "--epochs", 1]
+        command("train", *words)
+        with Checkpoints(tmp_path / name / "checkpoints") as checkpoints:
+            first, _ = checkpoints.restore(run.shapes, 0)
+        chex.assert_trees_all_equal(first.variables, expected)
+        command("train", *words)  # prints the stored result
+    words = ["train", config_file, "--workdir", tmp_path / "more", "--init-from"]
+    assert "did not start from" in refused(*words, tmp_path)
+    words = ["train", config_file, "--workdir", tmp_path / "new", "--init-from"]
+    other = refused(*words, trained, "--model.name", "swrn-16-2-1")
+    assert "the variables do not fit swrn-16-2-1" in other
+    assert "holds no run" in refused(*words, tmp_path)
+    assert "cannot be read" in refused(*words, tmp_path / "nothing.npz")
+    assert not (tmp_path / "new").exists()
 
 
 def test_facts_of_another_network_are_refused(refused, config_file, workdir):

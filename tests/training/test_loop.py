@@ -356,6 +356,21 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(copied, monkeypatch):
     assert again().last == expected.last
 
 
+def test_checkpoints_between_epochs(config, digits, network, tmp_path):
+    """A run that lost what came after them ends with the same result."""
+    config = dataclasses.replace(config, epochs=2, checkpoint_every=9, checkpoint_steps=3)
+    options = {"model": network, "data": digits, "devices": ONE, "quiet": True}
+    result = train(config, tmp_path / "run", **options)
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        assert checkpoints.steps == [6, 8]
+    lines = lines_of(tmp_path / "run", "epoch")
+    (tmp_path / "run" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "8")
+    again = train(config, tmp_path / "run", **options)
+    assert (again.last, again.selected) == (result.last, result.selected)
+    assert lines_of(tmp_path / "run", "epoch") == lines
+
+
 class Marked(nn.Module):
     """Its outputs are not finite for an image with a pixel of 255."""
 
