@@ -66,10 +66,11 @@ def test_commands_name_files_and_options_that_exist():
     commands = re.findall(r"paramshare train (experiments/\S+) ([^`#\n]*)", text)
     assert len(commands) > 4
     for recipe, options in commands:
-        args = shlex.split(options)
-        place = args.index("--workdir")
-        del args[place : place + 2]
-        override(load_file(TOP / recipe), args).check()
+        parser = Parser()
+        add_own_options(parser)
+        own, overrides = parser.parse_known_args(shlex.split(options))
+        assert own.workdir
+        override(load_file(TOP / recipe), overrides).check()
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[notebook.stem for notebook in NOTEBOOKS])
