@@ -10,6 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from paramshare.cli import override
+from paramshare.cli.parsing import Parser
+from paramshare.cli.train import add_own_options
 from paramshare.training.config import load_file
 
 TOP = pathlib.Path(__file__).parents[1]

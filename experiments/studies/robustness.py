@@ -109,7 +109,8 @@ def call(words: Sequence[str]) -> Call:
         exception = f"{type(error).__name__}: {error}"
     finally:
         signal.alarm(0)
-        sys.stdout.flush(), sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         for number, copy in zip((1, 2), before, strict=True):
             os.dup2(copy, number)
             os.close(copy)
@@ -118,7 +119,7 @@ def call(words: Sequence[str]) -> Call:
         texts.append(pathlib.Path(stream.name).read_text(errors="replace"))
         stream.close()
         os.unlink(stream.name)
-    return Call(code, *texts, exception)
+    return Call(code, texts[0], texts[1], exception)
 
 
 def files(folder: pathlib.Path) -> dict[str, str]:

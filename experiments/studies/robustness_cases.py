@@ -156,7 +156,7 @@ def command_lines(count: int, draw: random.Random) -> list[list[str]]:
     """Command lines: some by hand, the others valid ones in which one or two words are changed."""
     lines = [list(words) for words in EXAMPLES]
     while len(lines) < count:
-        words = draw.choice(VALID).split()
+        words: list[str] = list(draw.choice(VALID).split())
         for _ in range(draw.choice((1, 1, 1, 2))):
             place = draw.randrange(1, len(words)) if len(words) > 1 else 0
             change = draw.choice(("replace", "replace", "replace", "insert", "drop", "repeat"))
