@@ -1,4 +1,4 @@
-"""Files and folders that are written completely or not at all, and the paths that they may have."""
+"""Files and folders that are written completely or not at all, and checks of their paths."""
 
 import contextlib
 import errno
@@ -18,10 +18,14 @@ from paramshare.errors import ParamshareError
 
 try:
     import fcntl
+    import resource
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = resource = None
 
 _REMEDIES = {
+    errno.EACCES: "check the folder's permissions",
+    errno.EPERM: "check the folder's permissions",
+    errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOSPC: "free some space on that disk",
     errno.EDQUOT: "free some of your quota on that disk",
     errno.EFBIG: "raise the limit on the size of files (`ulimit -f`)",
@@ -43,7 +47,7 @@ def not_written(path: str | os.PathLike[str], error: OSError) -> StorageError:
       >>> print(not_written("runs/a", OSError(28, "No space left on device")))
       runs/a cannot be written (No space left on device); free some space on that disk
     """
-    remedy = _REMEDIES.get(error.errno or 0, "check the folder's permissions")
+    remedy = _REMEDIES.get(error.errno or 0, "choose another folder, or fix the cause")
     return StorageError(f"{path} cannot be written ({error.strerror or error}); {remedy}")
 
 
@@ -62,7 +66,7 @@ such as a bucket that is mounted
     """
     text = os.fspath(path)
     if not text or "\0" in text:
-        raise StorageError(f"{text!r} is no path; give the name of a file or folder")
+        raise StorageError(f"{text!r} is not a valid path; give the name of a file or folder")
     url = re.match(r"([a-z][a-z0-9+.-]+):/+(.*)", text, re.IGNORECASE)
     if url:  # a Path has lost one of the slashes
         raise StorageError(
@@ -124,9 +128,12 @@ def write_bytes(path: pathlib.Path, content: bytes) -> None:
     temporary = _temporary(path)
     try:
         _remove_leftovers(path)
-        with temporary.open("xb") as file, _held(temporary):
-            file.write(content)
-            file.flush()
+        temporary.touch(exist_ok=False)
+        with _held(temporary):
+            with temporary.open("r+b") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # a power cut must not leave an empty file under this name
             os.replace(temporary, path)
     except OSError as error:
         raise not_written(path, error) from None
@@ -141,35 +148,35 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def check_room(folder: pathlib.Path, size: int) -> None:
-    """Checks that a file of `size` bytes can be written into a folder.
+    """Checks that the disk and the limits of the process allow `size` more bytes in a folder.
+
+    A quota is not seen here.
 
     Raises:
-      StorageError: if the disk, a quota or a limit does not allow it.
+      StorageError: if they do not.
     """
-    temporary = _temporary(folder / "room")
-    _remove_leftovers(folder / "room")
-    try:
-        with temporary.open("xb") as file, _held(temporary):
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, max(size, 1))
-            elif shutil.disk_usage(folder).free < size:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # a disk without reservations
-            raise not_written(folder, error) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    number = 0
+    if shutil.disk_usage(folder).free < size:
+        number = errno.ENOSPC
+    elif resource is not None:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        number = errno.EFBIG if limit != resource.RLIM_INFINITY and limit < size else 0
+    if number:
+        raise not_written(folder, OSError(number, os.strerror(number)))
+    if not os.access(folder, os.W_OK):
+        raise not_written(folder, OSError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 @contextlib.contextmanager
 def _held(path: pathlib.Path) -> Iterator[None]:
     """Marks a temporary file or folder as in use, until the process ends."""
+    if fcntl is None:
+        yield
+        return
     number = os.open(path, os.O_RDONLY)
     try:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # some network disks have no locks
-                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError):  # some network disks have no locks
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(number)
@@ -231,7 +238,11 @@ def read_json(path: pathlib.Path, error: type[Exception], remedy: str) -> dict[s
     if not isinstance(value, dict):
         raise error(f"{path} must hold a JSON object, got {type(value).__name__}; {remedy}")
     digest = value.pop(DIGEST, None)
-    if digest not in (None, _digest(value)):
+    try:
+        same = digest in (None, _digest(value))
+    except RecursionError:
+        same = False
+    if not same:
         raise error(
             f"{path} has changed since it was written; restore it, or, if you changed it yourself, "
             f"remove its {DIGEST!r}"

@@ -1,8 +1,8 @@
 #!/bin/bash
 # Slurm: one process per GPU, four nodes of eight. Submit with `sbatch experiments/launch/slurm.sh`.
-# JAX reads the processes and the coordinator from Slurm's variables. At the end of the time limit
-# SIGTERM saves the state, and the job is queued again; a lost node ends all processes with exit
-# code 4, and resubmitting the same script resumes from the newest checkpoint.
+# JAX reads the processes and the coordinator from Slurm's variables. Two minutes before the time
+# limit SIGTERM saves the state (exit code 143); a lost node ends all processes (exit code 4). In
+# both cases the job is queued again, and resumes from the newest checkpoint.
 #SBATCH --job-name=paramshare
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8
@@ -16,3 +16,6 @@
 srun paramshare train experiments/recipes/imagenet_swrn50_2.py \
     --workdir "${WORKDIR:?a folder on a disk that all nodes share}" \
     --distributed --init-timeout 600
+code=$?
+if [ "$code" = 4 ] || [ "$code" = 143 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+exit "$code"

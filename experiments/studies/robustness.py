@@ -187,7 +187,8 @@ def damaged_workdir(case: "cases.Damage", out: pathlib.Path, expected: Mapping[s
                 if after.get(path) != content and path not in WRITTEN
             ]
             # A run that trains to its end may fail to draw a picture.
-            trained = name == "train" and "result.json" in after
+            ended = "result.json" in after and "result.json" not in before
+            trained = name == "train" and (not outcome.code or ended)
             if not problem and lost and not trained:
                 problem = f"changed {lost[0]}"
             right = result == expected[case.workdir].get(name)

@@ -20,10 +20,12 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from paramshare.cli.errors import CommandError, print_error
+from paramshare.errors import ParamshareError, one_line
 
 LOST = 4  # exit code: another process is lost, or never came
 LOST_PEER = "another process was lost"
 HEARTBEAT_SECONDS = 20
+LONGEST, MOST = 10**6, 10**6  # seconds to wait, processes
 _CHILD = "PARAMSHARE_SUPERVISED"
 # The log of the runtime in C++, its stack traces, and what C++ prints when it aborts.
 _NOISE = re.compile(
@@ -32,7 +34,9 @@ _NOISE = re.compile(
     rb"Fatal Python error"
 )
 
-_PEER = re.compile(r"Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|coordination service|heartbeat")
+_PEER = re.compile(
+    r"Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|coordination service|heartbeat|barrier", re.IGNORECASE
+)
 _OWN = re.compile(rb"^paramshare: |^Traceback|img/s")
 
 
@@ -55,7 +59,8 @@ def run(words: Sequence[str]) -> int:
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     log: collections.deque[bytes] = collections.deque(maxlen=200)
-    relay = threading.Thread(target=_relay, args=(child.stderr, log), daemon=True)
+    said = [False]
+    relay = threading.Thread(target=_relay, args=(child.stderr, log, said), daemon=True)
     relay.start()
     try:
         code = child.wait()
@@ -65,6 +70,8 @@ def run(words: Sequence[str]) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     if code >= 0:
+        if code and not said[0]:  # the log is all there is
+            sys.stderr.buffer.writelines(log)
         return code
     if code in (-signal.SIGKILL, -signal.SIGINT, -signal.SIGTERM):
         return print_error(f"the training was killed by {signal.Signals(-code).name}", 128 - code)
@@ -75,32 +82,49 @@ def run(words: Sequence[str]) -> int:
 def leave_lost_peers() -> Iterator[None]:
     """Ends the process at once, with one line, if an operation of all processes fails for a peer.
 
-    Other errors are raised: the interpreter would otherwise wait for the peer at its end.
+    So it does if this process fails alone: its missing heartbeat ends the others, which wait for
+    it. What fails in all processes is raised, and so are mistakes of ours.
     """
+    from paramshare.training.evaluation import NonFinite
+    from paramshare.training.loop import Interrupted
+    from paramshare.training.processes import ProcessError
+
     try:
         yield
+    except (ProcessError, NonFinite, Interrupted):
+        raise
     except Exception as error:
-        if not is_child() or not _PEER.search(str(error)):
+        ours = isinstance(error, ParamshareError)
+        # A save that waits in vain for a peer fails with an error of the peer's below it.
+        reason = error.__cause__ if ours else error
+        lost = reason is not None and _PEER.search(str(reason))
+        if not is_child() or not (ours or lost):
             raise
-        print_error(f"{LOST_PEER}; rerun the same command on all hosts to resume", LOST)
-        os._exit(LOST)
+        if lost:
+            text = f"{LOST_PEER} ({one_line(reason, 150)})"
+            os._exit(print_error(f"{text}; rerun the same command on all hosts to resume", LOST))
+        os._exit(print_error(str(error), error.exit_code))
 
 
-def _relay(stream: IO[bytes], log: "collections.deque[bytes]") -> None:
-    """Copies a stream to standard error as it comes, without the runtime's log."""
+def _relay(stream: IO[bytes], log: "collections.deque[bytes]", said: list[bool]) -> None:
+    """Copies a stream to standard error as it comes, without the runtime's log.
+
+    Sets `said[0]` when a line of the command itself comes by.
+    """
     line, noise, header = b"", False, False
     while piece := os.read(stream.fileno(), 65536):
         for part in re.split(rb"(?<=[\r\n])", piece):
             line += part
             if not line.endswith((b"\r", b"\n")) and not line.startswith(b"\r"):
                 continue  # what follows decides
-            # Messages of the runtime may have several lines, with a traceback below the first.
+            # Errors of the runtime may have several lines, with a traceback below the first.
             own = _OWN.search(line) and not (header and line.startswith(b"Traceback"))
-            header = bool(_NOISE.match(line))
+            header = line[:1] in b"EF" and bool(_NOISE.match(line))
             noise = header or (noise and not own)
-            if noise:
+            if noise or _NOISE.match(line):
                 log.append(line)
             else:
+                said[0] = said[0] or line.startswith((b"paramshare: ", b"Traceback"))
                 sys.stderr.buffer.write(line)
                 sys.stderr.flush()
             line = b""
@@ -146,15 +170,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def check_options(args: argparse.Namespace) -> None:
     """Raises `CommandError` unless the options fit each other."""
     by_hand = (args.coordinator, args.num_processes, args.process_id)
-    if args.init_timeout < 1:
-        raise CommandError(f"--init-timeout is {args.init_timeout}; it must be 1 or more seconds")
+    if not 1 <= args.init_timeout <= LONGEST:
+        raise CommandError(
+            f"--init-timeout is {args.init_timeout}; it must be 1 to {LONGEST:,} seconds"
+        )
     if any(value is not None for value in by_hand):
         if not args.distributed or None in by_hand:
             raise CommandError(
                 "--coordinator, --num-processes and --process-id go together, with --distributed"
             )
-        if not re.fullmatch(r".+:\d+", args.coordinator):
+        port = re.fullmatch(r".+:(\d{1,5})", args.coordinator)
+        if not port or not 1 <= int(port[1]) < 2**16:
             raise CommandError(f"--coordinator is {args.coordinator!r}; it must be HOST:PORT")
+        if not 1 <= args.num_processes <= MOST:
+            raise CommandError(f"--num-processes is {args.num_processes}; it must be 1 to {MOST:,}")
         if not 0 <= args.process_id < args.num_processes:
             raise CommandError(
                 f"--process-id is {args.process_id}; it must be from 0 to {args.num_processes - 1}"
@@ -168,7 +197,9 @@ def join(args: argparse.Namespace) -> None:
       CommandError: if there is no cluster.
     """
     import jax
+    from absl import logging
 
+    logging.set_verbosity(logging.FATAL)  # Orbax logs, with tracebacks, what it also raises
     if sys.platform == "linux":  # die with the parent: nobody else would notice
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     try:

@@ -15,7 +15,7 @@ from paramshare.storage import local_path
 if TYPE_CHECKING:
     from paramshare.tasks import Measure
     from paramshare.training.config import Config
-    from paramshare.training.result import Result
+    from paramshare.training.result import Result, RunFacts
     from paramshare.training.run import Run
 
 ABOUT = """Trains a network, or resumes an interrupted run. CONFIG is a Python file that sets
@@ -136,12 +136,36 @@ def _init_from(
             "the training, then resume it with --distributed"
         )
     if source.is_dir():
-        variables, step = network_variables(source, *stored_network(source))
+        stored = stored_network(source)
+        _check_same_network(source, stored[0], stored[1], new[0][0])
+        variables, step = network_variables(source, *stored)
     else:
         variables, step = load_variables(source), 0
     origin = {"command": "train --init-from", "workdir": str(source), "step": step}
     for run, folder in new:
         begin(run, variables, folder, origin)
+
+
+def _check_same_network(
+    source: pathlib.Path, config: "Config", facts: "RunFacts", run: "Run"
+) -> None:
+    """Variables may fit another network that computes something else, such as other ties."""
+    changed = [
+        f"model.{name}: {getattr(config.model, name)} -> {getattr(run.config.model, name)}"
+        for name in ("name", "tied", "form", "stem")
+        if getattr(config.model, name) != getattr(run.config.model, name)
+    ]
+    if changed:
+        raise CommandError(
+            f"{source} holds another network ({'; '.join(changed)}); use the same one, or "
+            "`paramshare convert`"
+        )
+    same_config = config.model == run.config.model and facts.jax == run.facts.jax
+    if same_config and facts.program not in ("", run.facts.program):
+        raise CommandError(
+            f"the network of {source} was trained with other code, with another task, or on other "
+            "shapes; restore them"
+        )
 
 
 def _print_help(config: "Config", file: str) -> int:

@@ -154,7 +154,8 @@ def from_arrays(
     if not len(sources["test"]):
         raise DataError(f"{name}: the test part has no examples; pass at least one")
     if task is None:
-        task = _classification(name, sources, num_classes)
+        labels = {part: source.label for part, source in sources.items()}
+        task = classification(name, labels, num_classes)
     elif num_classes is not None:
         raise DataError(
             f"{name}: got both num_classes={num_classes} and a task; leave out num_classes"
@@ -245,13 +246,19 @@ def _classes(values: Any) -> np.ndarray:
     return label.astype(np.int32)
 
 
-def _classification(
-    name: str, sources: Mapping[str, ArraySource], num_classes: int | None
+def classification(
+    name: str, labels: Mapping[str, np.ndarray], num_classes: int | None
 ) -> Classification:
-    largest = max(int(source.label.max(initial=-1)) for source in sources.values())
+    """The task of a set with these labels, those of its parts; "train" is one of them.
+
+    Raises:
+      DataError: if a label is too large, or `num_classes` is None and a class up to the largest
+        label has no training example.
+    """
+    largest = max(int(label.max(initial=-1)) for label in labels.values())
     if num_classes is None:
-        if len(sources["train"]):
-            _check_every_class(name, sources["train"].label, largest)
+        if len(labels["train"]):
+            _check_every_class(name, labels["train"], largest)
         num_classes = largest + 1
     if largest >= num_classes:
         raise DataError(

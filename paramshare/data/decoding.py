@@ -41,7 +41,7 @@ def decode(encoded: bytes, channels: int) -> np.ndarray:
         if picture.mode.startswith("I"):
             picture = pil.fromarray(_upper_bits(np.asarray(picture)))
         elif picture.mode == "F":
-            raise DataError("its pixels are real numbers; save it with 8 or 16 bits a channel")
+            raise DataError("its pixels are floating-point; save it with 8 or 16 bits a channel")
         elif mode in ("L", "RGB"):
             picture.info.pop("transparency", None)  # Pillow warns where it is dropped
         pixels = np.asarray(picture.convert(mode))

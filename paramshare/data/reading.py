@@ -6,7 +6,7 @@ import numpy as np
 
 from paramshare.data import order, statistics
 from paramshare.data.crop import CropSource
-from paramshare.data.dataset import Dataset, from_arrays
+from paramshare.data.dataset import Dataset, classification, from_arrays
 from paramshare.data.error import DataError
 from paramshare.data.records import Records
 from paramshare.data.registry import DataConfig
@@ -88,8 +88,14 @@ def read(
             mean=constants[0] if constants else None,
             std=constants[1] if constants else None,
         )
-    classes = train.num_classes if num_classes is None else num_classes
-    if classes is None:
+    parts = {"train": train, "validation": validation, "test": test}
+    task = None
+    if not stated:
+        labels = {part: source.labels() for part, source in parts.items() if source is not None}
+        task = classification(name, labels, num_classes)
+    elif train.num_classes is not None:
+        task = Classification(train.num_classes)
+    if task is None:
         raise DataError(
             f"the data set {name!r} does not say how many classes it has; choose one whose "
             "label is a ClassLabel"
@@ -114,7 +120,7 @@ def read(
         training,
         view(held_out),
         view(test),
-        Classification(classes),
+        task,
         shape if fixed else (size, size, shape[2]),
         mean,
         std,

@@ -89,6 +89,13 @@ class Records:
                 image[place], label[place] = example["input"], example["label"]
         return image, label
 
+    def labels(self) -> np.ndarray:
+        """All labels (N,) int32, without decoding the images."""
+        label = np.empty(len(self), np.int32)
+        for place in range(len(self)):
+            label[place] = int(self._records[place]["label"])
+        return label
+
     def _example(self, record: dict, index: int) -> Example:
         # Under tfds.testing.mock_data images come decoded.
         encoded = isinstance(record["image"], bytes)
@@ -111,6 +118,11 @@ class Records:
             raise DataError(
                 f"{self.name!r} has the label {label} in its {self.split} split, which means "
                 f"unlabelled; choose a data set whose {self.split} split is labelled"
+            )
+        if self.num_classes is not None and label >= self.num_classes:
+            raise DataError(
+                f"{self._described(record, index)} has the label {label}, but the data set states "
+                f"{self.num_classes} classes; prepare it again"
             )
         return {"input": image, "label": np.int32(label)}
 

@@ -160,7 +160,7 @@ def _numbers(name: str, values: Any) -> np.ndarray:
     try:
         array = np.asarray(values)
     except ValueError as error:  # lists of different lengths
-        raise DataError(f"{name} is no array ({error}); pad it to one shape") from None
+        raise DataError(f"{name} is not rectangular ({error}); pad it to one shape") from None
     if array.dtype.kind not in "biuf" and str(array.dtype) != "bfloat16":
         raise DataError(f"{name} has dtype {array.dtype}; it must hold numbers: cast it")
     if array.dtype.kind == "f" and array.dtype.itemsize > 4:

@@ -181,8 +181,8 @@ class Checkpoints:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return CheckpointError(
             f"no checkpoint can be written to {self.folder} "
-            f"({error if isinstance(error, StorageError) else reason}); what {self.folder.parent} "
-            "holds is safe: rerun the same command to resume from its newest checkpoint"
+            f"({error if isinstance(error, StorageError) else reason}); earlier checkpoints in "
+            f"{self.folder.parent} are intact: rerun the same command to resume"
         )
 
     def _writer(self) -> ocp.CheckpointManager:

@@ -194,19 +194,22 @@ class Config:
 
         Example:
           >>> Config(epochs=10).without_effect()
-          ['schedule.milestones (60, 120, 160), for there are 10 epochs']
+          ['schedule.milestones (60, 120, 160): the run ends after 10 epochs']
         """
         schedule, defaults = self.schedule, Config()
         idle = {
             "schedule.milestones": schedule.name != "step",
             "schedule.factors": schedule.name != "step",
-            "schedule.factor": schedule.name not in ("step", "exponential"),
+            "schedule.factor": schedule.name not in ("step", "exponential")
+            or bool(schedule.factors and schedule.name == "step"),
             "schedule.period": schedule.name != "exponential",
             "optimizer.momentum": self.optimizer.name != "sgd",
             "optimizer.nesterov": self.optimizer.name != "sgd",
             "penalty.pools": not self.penalty.orthogonality,
             "penalty.unique": not self.penalty.orthogonality,
             "non_finite_limit": self.non_finite == "stop",
+            "optimizer.decay_vectors": not self.optimizer.weight_decay,
+            "optimizer.decay_coefficients": not self.optimizer.weight_decay,
         }
         values = {name: operator.attrgetter(name)(self) for name in idle}
         notes = [
@@ -216,7 +219,7 @@ class Config:
         ]
         late = tuple(m for m in schedule.milestones if m >= self.epochs)
         if schedule.name == "step" and late:
-            notes.append(f"schedule.milestones {late}, for there are {self.epochs} epochs")
+            notes.append(f"schedule.milestones {late}: the run ends after {self.epochs} epochs")
         return notes
 
 

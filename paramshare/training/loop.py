@@ -28,7 +28,7 @@ from paramshare.training.result import Result
 from paramshare.training.run import Run, check_batch, check_together, prepare
 from paramshare.training.state import State
 from paramshare.training.step import make_train_step
-from paramshare.training.track import Track, mean
+from paramshare.training.track import Progress, Track, mean
 from paramshare.training.workdir import LOCK, RESULT, claim, locked
 
 REFRESH_SECONDS = 1.0  # between updates of the progress bar; each waits for the current step
@@ -130,27 +130,28 @@ def fit_together(
             check_batch(run)
     for run in runs:
         agree(configs.flat(run.config) | run.facts.as_json() | versions())
-    with united():
-        for run, workdir in zip(runs, workdirs, strict=True):
-            claim(workdir, run)
-        results = {
-            workdir: Result.read(workdir / RESULT)
-            for workdir in workdirs
-            if (workdir / RESULT).is_file()
-        }
-    agree({"finished workdirs": sorted(map(str, results))})
-    waiting = [
-        (run, workdir)
-        for run, workdir in zip(runs, workdirs, strict=True)
-        if workdir not in results
-    ]
-    if waiting:
-        with contextlib.ExitStack() as stack, _Signals() as signals:
-            with united():
-                for _, workdir in waiting:
-                    stack.enter_context(locked(workdir))
-            for _, workdir in waiting:
-                check_shared(workdir / LOCK)
+    with contextlib.ExitStack() as stack, _Signals() as signals:
+        with united():
+            for run, workdir in zip(runs, workdirs, strict=True):
+                if workdir.exists():
+                    claim(workdir, run)  # before a lock is put into the folder of others
+                stack.enter_context(locked(workdir))
+                claim(workdir, run)
+        for workdir in workdirs:
+            check_shared(workdir / LOCK)
+        with united():
+            results = {
+                workdir: Result.read(workdir / RESULT)
+                for workdir in workdirs
+                if (workdir / RESULT).is_file()
+            }
+        agree({"finished workdirs": [workdir in results for workdir in workdirs]})
+        waiting = [
+            (run, workdir)
+            for run, workdir in zip(runs, workdirs, strict=True)
+            if workdir not in results
+        ]
+        if waiting:
             tracks = [Track(run, workdir, stack) for run, workdir in waiting]
             results |= dict(
                 zip((workdir for _, workdir in waiting), _fit(tracks, signals, quiet), strict=True)
@@ -163,8 +164,11 @@ def _fit(tracks: list[Track], signals: "_Signals", quiet: bool) -> list[Result]:
 
     # --- Resume or start
     with united():
-        step, states = _resume(tracks)
+        step, stored = _resume(tracks)
     agree({"newest step": step})
+    for track, (state, progress) in zip(tracks, stored, strict=True):
+        track.start(state, progress)
+    states = [state for state, _ in stored]
     together = _Together(len(tracks))
     state = run.devices.replicate(together.stack(states))
     writer = jax.process_index() == 0
@@ -256,8 +260,8 @@ def _fit(tracks: list[Track], signals: "_Signals", quiet: bool) -> list[Result]:
     return results
 
 
-def _resume(tracks: list[Track]) -> tuple[int, list[State]]:
-    """The newest step that all runs have saved and that can be read, and their states there."""
+def _resume(tracks: list[Track]) -> tuple[int, list[tuple[State, Progress]]]:
+    """The newest step that all runs have saved and that can be read, and what they saved there."""
     steps, errors = _common_steps(tracks), []
     for step in steps:
         try:
@@ -267,9 +271,7 @@ def _resume(tracks: list[Track]) -> tuple[int, list[State]]:
             continue
         for error in errors:
             warn(f"{error}; resuming from step {step} instead")
-        for track, (state, progress) in zip(tracks, stored, strict=True):
-            track.start(state, progress)
-        return step, [state for state, _ in stored]
+        return step, stored
     raise errors[0]
 
 

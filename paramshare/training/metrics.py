@@ -7,6 +7,7 @@ import pathlib
 import sys
 from typing import Any
 
+from paramshare.errors import warn
 from paramshare.storage import json_text, not_written, write_text
 from paramshare.training.checkpoint import CheckpointError
 
@@ -41,7 +42,12 @@ class MetricsFile:
             self._events = SummaryWriter(
                 str(folder / "tensorboard"), purge_step=step + 1 if step else None
             )
-        kept = [text for text, line in _lines(self.path) if 0 < step >= line["step"]]
+        texts = _texts(self.path)
+        lines = [(text, line) for text in texts if (line := _parsed(text)) is not None]
+        damaged = len(texts) - len(lines) - (bool(texts) and _parsed(texts[-1]) is None)
+        if step and damaged:  # the last line may have been cut short
+            warn(f"{self.path}: {damaged} damaged lines are left out")
+        kept = [text for text, line in lines if 0 < step >= line["step"]]
         write_text(self.path, "".join(text + "\n" for text in kept))
         self._file = self.path.open("a", encoding="utf-8")
 
@@ -88,17 +94,15 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     Raises:
       CheckpointError: if the file cannot be read.
     """
-    return [line for _, line in _lines(path)]
+    return [line for text in _texts(path) if (line := _parsed(text)) is not None]
 
 
-def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
-    """The valid lines of a file, as texts and as values."""
+def _texts(path: pathlib.Path) -> list[str]:
     try:
-        texts = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; remove it") from None
-    parsed = ((text, _parsed(text)) for text in texts.splitlines())
-    return [(text, line) for text, line in parsed if line is not None]
+    return text.splitlines()
 
 
 def _parsed(text: str) -> dict[str, Any] | None:

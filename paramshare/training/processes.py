@@ -1,8 +1,8 @@
-"""What several processes tell each other before they compute together.
+"""Checks that all processes agree, before the first collective operation.
 
 A process that fails alone, or computes something else, would leave the others waiting in a
 collective operation. So before the first one, all processes exchange short texts through the
-key-value store of JAX's distributed runtime, which waits for nobody.
+key-value store of JAX's distributed runtime.
 """
 
 import contextlib

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -270,11 +270,13 @@ def check_model(model: nn.Module, name: str, data: Dataset) -> tuple[Any, str]:
     Raises:
       ConfigError: unless the model takes the data set's inputs and gives the task's outputs.
     """
+    inputs = jax.ShapeDtypeStruct((1, *data.input_shape), jnp.float32)
     try:
-        jaxpr, (outputs, variables) = jax.make_jaxpr(
+        evaluation, (outputs, variables) = jax.make_jaxpr(
             lambda inputs: model.init_with_output(jax.random.key(0), inputs, train=False),
             return_shape=True,
-        )(jax.ShapeDtypeStruct((1, *data.input_shape), jnp.float32))
+        )(inputs)
+        training = jax.make_jaxpr(_train_call(model))(variables, inputs)
     except Exception as error:  # a model may fail on a wrong shape with any exception
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
@@ -285,19 +287,60 @@ def check_model(model: nn.Module, name: str, data: Dataset) -> tuple[Any, str]:
         data.task.check_outputs(outputs, data.input_shape)
     except TaskError as error:
         raise ConfigError(f"model {name!r} with data set {data.name!r}: {error}") from error
-    return variables, program_digest(str(jaxpr))
+    measured = isinstance(model, Shared)
+    digest = program_digest(repr(data.task), evaluation, training, measured=measured)
+    return variables, digest
 
 
-def program_digest(jaxpr: str) -> str:
-    """A hash of a traced program, the same in every process and on every machine.
+def _train_call(model: nn.Module) -> Callable[[Any, jax.Array], Any]:
+    """The model in training, on the only device of the axis `AXIS`."""
 
-    Without addresses and unrolling, which depend on the process and the backend, and with two
-    digits of constants: `share` measures some, and machines differ in the last digits.
+    def call(variables: Any, inputs: jax.Array) -> Any:
+        rngs, mutable = {"params": jax.random.key(0)}, nn.DenyList(("banks", "params"))
+        return model.apply(variables, inputs, train=True, mutable=mutable, rngs=rngs)
+
+    return lambda variables, inputs: jax.vmap(call, in_axes=(None, 0), axis_name=AXIS, axis_size=1)(
+        variables, inputs[None]
+    )
+
+
+def program_digest(about: str, *programs: Any, measured: bool) -> str:
+    """A hash of traced programs and their constants, equal in every process and on every machine.
+
+    Addresses and unrolling, which depend on the process and the backend, are left out.
+
+    Args:
+      about: further text to hash.
+      *programs: as `jax.make_jaxpr` returns them.
+      measured: whether real constants may be what `share` has measured. Machines differ in their
+        last digits, so that two digits of each count.
 
     Example:
-      >>> program_digest("mul a 0.301:f32[]") == program_digest("mul a 0.302:f32[]")
+      >>> program = jax.make_jaxpr(lambda x: 0.301 * x)(1.0)
+      >>> other = jax.make_jaxpr(lambda x: 0.302 * x)(1.0)
+      >>> program_digest("", program, measured=False) == program_digest("", other, measured=False)
+      False
+      >>> program_digest("", program, measured=True) == program_digest("", other, measured=True)
       True
     """
-    text = re.sub(r"0x[0-9a-f]+|unroll=\w+", "", jaxpr)
-    text = re.sub(r"\d+\.\d+(e[+-]?\d+)?", lambda number: f"{float(number[0]):.2g}", text)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    result = hashlib.sha256(re.sub("0x[0-9a-f]+", "", about).encode())
+    for program in programs:
+        text = re.sub(r"0x[0-9a-f]+|unroll=\w+", "", str(program))
+        if measured:
+            number = r"\d+\.\d+(e[+-]?\d+)?"
+            text = re.sub(number, lambda found: f"{float(found[0]):.2g}", text)
+        result.update(text.encode())
+        for constant in program.consts:
+            if jnp.issubdtype(getattr(constant, "dtype", None), jax.dtypes.prng_key):
+                continue
+            array = np.asarray(constant)
+            if measured and np.issubdtype(array.dtype, np.floating):
+                array = _two_digits(array)
+            result.update(f"{array.shape} {array.dtype}".encode() + array.tobytes())
+    return result.hexdigest()[:16]
+
+
+def _two_digits(array: np.ndarray) -> np.ndarray:
+    array = np.asarray(array, np.float64)
+    unit = 10.0 ** (np.floor(np.log10(np.where(array == 0, 1, np.abs(array)))) - 1)
+    return np.round(array / unit).astype(np.int64)

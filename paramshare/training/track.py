@@ -10,6 +10,7 @@ from typing import Any
 
 import flax
 import jax
+import jaxlib.version
 import numpy as np
 import optax
 
@@ -19,12 +20,13 @@ from paramshare.shared import count
 from paramshare.training.checkpoint import CheckpointError, Checkpoints
 from paramshare.training.evaluation import NonFinite
 from paramshare.training.metrics import METRICS, MetricsFile, metrics_digest, read_metrics
+from paramshare.training.processes import ProcessError, united
 from paramshare.training.result import Evaluation, Result, Selected
 from paramshare.training.run import Run
 from paramshare.training.state import State
 from paramshare.training.workdir import RESULT, check_origin
 
-# A run that is killed while it saves its first checkpoint may have lines of these epochs.
+# A run that is killed while it saves its first checkpoint may have lines of these further epochs.
 UNSAVED_EPOCHS = 2
 Evaluate = Callable[[Any, Source], Evaluation]
 
@@ -98,11 +100,19 @@ class Track:
         """
         if self.newest.latest is not None:
             state, notes = self.newest.restore(self.run.shapes, step)
-            return state, Progress(**notes)
+            try:
+                return state, Progress(**notes)
+            except TypeError:
+                raise CheckpointError(
+                    f"checkpoint {self.newest.folder / str(step)} has the notes {sorted(notes)}, "
+                    "which are not of this version of paramshare; use the version that wrote it"
+                ) from None
         check_origin(self.workdir)
         lines = read_metrics(self.workdir / METRICS)
         epochs = sum(line["kind"] == "epoch" for line in lines)
-        if epochs > UNSAVED_EPOCHS:
+        if lines:
+            warn(f"{self.workdir} has no checkpoint: its {epochs} epochs are trained again")
+        if epochs > UNSAVED_EPOCHS + self.run.config.checkpoint_every:
             raise CheckpointError(
                 f"{self.workdir} has trained {epochs} epochs, but its checkpoints are gone; "
                 "restore its folder checkpoints, or train again in a new workdir"
@@ -147,7 +157,7 @@ class Track:
         if skipped:
             self.progress.skipped += skipped
             total, limit = self.progress.skipped, self.run.config.non_finite_limit
-            warn(f"skipped updates that were not finite: {skipped}, in all {total}")
+            warn(f"skipped {skipped} updates that were not finite ({total} so far)")
             if total > limit:
                 raise NonFinite(
                     f"{total} updates were not finite, and non_finite_limit is {limit}; lower the "
@@ -217,16 +227,21 @@ class Track:
             raise NonFinite(
                 f"{self.workdir} has no result: {error}{selected if progress.best_step else ''}"
             ) from None
-        others = {name: evaluate(variables, source) for name, source in run.data.others.items()}
+        others = {}
+        for name, source in run.data.others.items():
+            try:
+                others[name] = evaluate(variables, source)
+            except NonFinite as error:
+                warn(f"the result leaves out {name}: {error}")
         selected, speed = None, None
         if progress.best_score is not None:
             try:
-                best, _ = self.best.restore(self.run.shapes.variables, progress.best_step)
-            except CheckpointError as error:
-                warn(f"the result has no selected epoch: {error}")
-            else:
+                with united():  # all evaluate together, or none
+                    best, _ = self.best.restore(self.run.shapes.variables, progress.best_step)
                 test = evaluate(best, run.data.test)
                 selected = Selected(progress.best_epoch, progress.best_score, test)
+            except (CheckpointError, ProcessError, NonFinite) as error:
+                warn(f"the result has no selected epoch: {error}")
         if progress.training_examples:
             speed = round(progress.training_examples / progress.training_seconds, 1)
         result = Result(
@@ -250,13 +265,22 @@ class Track:
         return result
 
 
+def cores() -> int:
+    """The number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def environment(run: Run) -> dict[str, str]:
     """What the last digits of a run depend on, beside its configuration, data and code."""
     return {
         "devices": f"{run.devices.count} x {run.devices.devices[0].device_kind}",
         "processes": str(jax.process_count()),
-        "cores": str(os.cpu_count()),
+        "cores": str(cores()),
+        "backend": " ".join(run.devices.devices[0].client.platform_version.split()),
         "jax": jax.__version__,
+        "jaxlib": jaxlib.version.__version__,
         "flax": flax.__version__,
         "optax": optax.__version__,
     }

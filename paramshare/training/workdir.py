@@ -40,7 +40,7 @@ LOCK = ".lock"  # names the process that trains here
 
 
 def claim(workdir: pathlib.Path, run: Run) -> None:
-    """Creates the workdir and stores the configuration, or checks that the folder holds this run.
+    """Stores the configuration in a workdir, or checks that the folder holds this run.
 
     Raises:
       ConfigError: if the folder holds another run or unrelated files; nothing is changed then.
@@ -72,14 +72,15 @@ def claim(workdir: pathlib.Path, run: Run) -> None:
 
 def _is_leftover(path: pathlib.Path) -> bool:
     """Whether a file may be what a claim that was killed left."""
-    return path.name == FACTS or is_temporary(path, FACTS) or is_temporary(path, CONFIG)
+    return path.name in (FACTS, LOCK) or is_temporary(path, FACTS) or is_temporary(path, CONFIG)
 
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
     """Holds a workdir for one training. The operating system frees it when the process ends.
 
-    Of several processes, the first one holds it.
+    The folder is created if it does not exist, and removed if it is empty in the end. Of several
+    processes, the first one holds it.
 
     Raises:
       ConfigError: naming the process that trains there already.
@@ -88,6 +89,10 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         yield
         return
     path = workdir / LOCK
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_written(workdir, error) from None
     while True:
         try:  # without following a link, whose target would be truncated
             number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -104,6 +109,9 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
                 f"workdir {workdir} is being trained by {holder}; wait until it ends, stop it, or "
                 "use a new --workdir"
             ) from None
+        except OSError as error:  # some network disks have no locks
+            warn(f"{workdir} cannot be locked ({error.strerror}); do not train there twice at once")
+            break
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
             break
         file.close()  # its holder removed it just now
@@ -116,6 +124,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         file.close()
+        with contextlib.suppress(OSError):  # it is not empty
+            workdir.rmdir()
 
 
 def differences(workdir: pathlib.Path, run: Run, config: Config) -> list[str]:

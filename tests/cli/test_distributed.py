@@ -105,9 +105,7 @@ def test_a_process_that_is_lost_ends_the_others_with_one_line(start, tmp_path):
     processes[1].send_signal(signal.SIGKILL)  # its child dies with it
     code, _, lines = end(processes[0])
     assert code == 4, lines
-    assert lines == [
-        "paramshare: another process was lost; rerun the same command on all hosts to resume"
-    ]
+    assert len(lines) == 1 and lines[0].startswith("paramshare: another process was lost")
 
 
 def test_a_process_that_never_comes_is_one_line(start):

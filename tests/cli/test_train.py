@@ -223,6 +223,8 @@ def test_a_run_can_start_from_another_one(command, refused, config_file, trained
     assert "did not start from" in refused(*words, tmp_path)
     words = ["train", config_file, "--workdir", tmp_path / "new", "--init-from"]
     other = refused(*words, trained, "--model.name", "swrn-16-2-1")
+    assert "holds another network (model.name: swrn-16-1-2 -> swrn-16-2-1)" in other
+    other = refused(*words, sources["again"], "--model.name", "swrn-16-2-1")
     assert "the variables do not fit swrn-16-2-1" in other
     assert "holds no run" in refused(*words, tmp_path)
     assert "cannot be read" in refused(*words, tmp_path / "nothing.npz")

@@ -121,7 +121,7 @@ def test_a_task_takes_other_inputs_and_labels():
         (lambda: ArraySource(part(2)[0], [0]), r"label has shape \(1,\), but input has shape"),
         (lambda: ArraySource(part(2)[0], {"a": [0]}), r"label\['a'\] has shape \(1,\)"),
         (lambda: ArraySource(["a", "b"], [0, 1]), "input has dtype <U1; it must hold numbers"),
-        (lambda: ArraySource([[1], [1, 2]], [0, 1]), "input is no array .* pad it"),
+        (lambda: ArraySource([[1], [1, 2]], [0, 1]), "input is not rectangular .* pad it"),
         (lambda: ArraySource(part(2)[0], [0, 2**40]), "integers must fit into 32 bits"),
     ],
 )

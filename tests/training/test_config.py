@@ -248,7 +248,7 @@ def test_a_penalty_without_its_banks_is_refused_before_anything_is_written(
     ("changes", "notes"),
     [
         ({"epochs": 200}, []),
-        ({"epochs": 130}, ["schedule.milestones (160,), for there are 130 epochs"]),
+        ({"epochs": 130}, ["schedule.milestones (160,): the run ends after 130 epochs"]),
         ({"schedule": Schedule("cosine")}, []),
         ({"schedule": Schedule("cosine", milestones=(5,))}, ["schedule.milestones (5,)"]),
         (

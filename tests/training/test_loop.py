@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import shutil
+import types
 
 import flax.linen as nn
 import jax
@@ -290,8 +291,8 @@ def test_a_run_resumed_on_another_machine_says_what_changed(copied, capsys, monk
     again()
     assert not capsys.readouterr().err
     (workdir / "result.json").unlink()
-    cores = os.cpu_count()
-    monkeypatch.setattr(os, "cpu_count", lambda: 77)
+    cores = len(os.sched_getaffinity(0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(77))
     again()
     (line,) = capsys.readouterr().err.splitlines()
     assert f"is resumed with cores {cores} -> 77: " in line
@@ -346,12 +347,9 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(copied, monkeypatch):
     workdir, expected, again = copied
     shutil.rmtree(workdir / "checkpoints" / "60")
 
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "posix_fallocate", full, raising=False)
-        with pytest.raises(CheckpointError, match=r"free some space .* what .*copy holds is safe"):
+        patch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=1000))
+        with pytest.raises(CheckpointError, match=r"free some space .*copy are intact"):
             again()
     assert again().last == expected.last
 
@@ -403,7 +401,7 @@ def test_updates_that_are_not_finite_can_be_skipped(marked, tmp_path, capsys):
         marked("few", non_finite="skip", non_finite_limit=2)
     capsys.readouterr()
     result = marked("skip", non_finite="skip", non_finite_limit=3)
-    assert result.steps == 12 and "in all 3" in capsys.readouterr().err
+    assert result.steps == 12 and "(3 so far)" in capsys.readouterr().err
     lines = lines_of(tmp_path / "skip", "epoch")
     assert len(lines) == 3 and all(np.isfinite(line["loss"]) for line in lines)
     assert lines[-1]["loss"] < lines[0]["loss"]
