@@ -168,5 +168,8 @@ def test_json_that_cannot_be_read_names_the_file(tmp_path, content):
         (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(KeyError, match=r"a\.json .*; remove it"):
         read_json(tmp_path / "a.json", KeyError, "remove it")
+    (tmp_path / "a.json").write_text('{"a": ' + "[" * 900 + "]" * 900 + ', "sha256": "1"}')
+    with pytest.raises(KeyError, match="has changed since it was written"):
+        read_json(tmp_path / "a.json", KeyError, "")
     (tmp_path / "a.json").write_text('{"a": [1]}')
     assert read_json(tmp_path / "a.json", KeyError, "") == {"a": [1]}

@@ -94,16 +94,14 @@ def leave_lost_peers() -> Iterator[None]:
     except (ProcessError, NonFinite, Interrupted):
         raise
     except Exception as error:
-        ours = isinstance(error, ParamshareError)
         # A save that waits in vain for a peer fails with an error of the peer's below it.
-        reason = error.__cause__ if ours else error
-        lost = reason is not None and _PEER.search(str(reason))
-        if not is_child() or not (ours or lost):
-            raise
-        if lost:
+        reason = error.__cause__ if isinstance(error, ParamshareError) else error
+        if is_child() and reason is not None and _PEER.search(str(reason)):
             text = f"{LOST_PEER} ({one_line(reason, 150)})"
             os._exit(print_error(f"{text}; rerun the same command on all hosts to resume", LOST))
-        os._exit(print_error(str(error), error.exit_code))
+        if is_child() and isinstance(error, ParamshareError):
+            os._exit(print_error(str(error), error.exit_code))
+        raise
 
 
 def _relay(stream: IO[bytes], log: "collections.deque[bytes]", said: list[bool]) -> None:

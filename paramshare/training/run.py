@@ -331,7 +331,9 @@ def program_digest(about: str, *programs: Any, measured: bool) -> str:
             text = re.sub(number, lambda found: f"{float(found[0]):.2g}", text)
         result.update(text.encode())
         for constant in program.consts:
-            if jnp.issubdtype(getattr(constant, "dtype", None), jax.dtypes.prng_key):
+            if isinstance(constant, jax.Array) and jnp.issubdtype(
+                constant.dtype, jax.dtypes.prng_key
+            ):
                 continue
             array = np.asarray(constant)
             if measured and np.issubdtype(array.dtype, np.floating):

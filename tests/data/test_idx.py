@@ -60,6 +60,10 @@ def test_classes_without_images_and_channels_first_are_refused(tmp_path, monkeyp
     assert load(tmp_path / "idx", tmp_path, num_classes=5).task == Classification(5)
     monkeypatch.setattr(reading, "MEMORY_LIMIT", 0)
     assert load(tmp_path / "idx", tmp_path, num_classes=5).task == Classification(5)
+    with pytest.raises(DataError, match="no training example has label 0"):
+        load(tmp_path / "idx", tmp_path)
+    with pytest.raises(DataError, match="label 3 must be below num_classes=3"):
+        load(tmp_path / "idx", tmp_path, num_classes=3)
     image = np.zeros((20, 3, 8, 8), np.uint8)
     idx_files.write(tmp_path / "first", (image, label), (image, label))
     with pytest.raises(DataError, match=r"looks like \(N, C, H, W\); write it"):

@@ -326,6 +326,28 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(config, digits, ne
     assert caught.value.exit_code == 1
 
 
+def test_a_disk_without_locks_is_trained_on_with_a_warning(copied, monkeypatch, capsys):
+    _, expected, again = copied
+
+    def refuse(*args):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert again().last == expected.last
+    assert "cannot be locked (Function not implemented)" in capsys.readouterr().err
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(config, digits, network, tmp_path):
+    config = dataclasses.replace(config, epochs=4, checkpoint_every=50)
+    options = {"model": network, "data": digits, "devices": ONE, "quiet": True}
+    result = train(config, tmp_path / "run", **options)
+    (tmp_path / "run" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    again = train(config, tmp_path / "run", **options)
+    assert (again.last, again.selected) == (result.last, result.selected)
+    assert len(lines_of(tmp_path / "run", "epoch")) == 4
+
+
 def test_links_out_of_a_workdir_are_not_followed(copied, tmp_path):
     workdir, expected, again = copied
     victim = tmp_path / "victim"

@@ -56,6 +56,14 @@ def test_what_is_not_finite_is_written_as_null(tmp_path):
     assert lines[0]["score"] is None and lines[1]["matrices"] == {"b": [[1.0, None], [0.5, 1.0]]}
 
 
+def test_damaged_lines_are_counted_when_a_run_resumes(tmp_path, capsys):
+    lines = [json.dumps(line) for line in GOOD]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([lines[0], "{", "[", lines[1], '{"ki']))
+    MetricsFile(tmp_path, 4).close()
+    assert "2 damaged lines are left out" in capsys.readouterr().err
+    assert read_metrics(tmp_path / "metrics.jsonl") == GOOD
+
+
 def test_resuming_keeps_lines_as_they_are(tmp_path):
     text = '{"kind": "train",  "step": 1, "loss": null}'
     (tmp_path / "metrics.jsonl").write_text(f'{text}\n{{"kind": "train", "step": 3}}\n{{"ki')
