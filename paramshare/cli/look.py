@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import pathlib
 from typing import Any
 
 from paramshare.cli.errors import CommandError
 from paramshare.cli.parsing import add_checkpoint
+from paramshare.storage import local_path
 
 
 def add(command: Any) -> None:
@@ -82,7 +82,7 @@ def _summary(args: argparse.Namespace, overrides: list[str]) -> int:
         "--stem": args.stem,
         "--form": args.form,
     }
-    if (pathlib.Path(args.name) / "config.json").is_file():
+    if (local_path(args.name) / "config.json").is_file():
         from paramshare.training.optimizer import learning_rate, optimizer
         from paramshare.training.workdir import stored_network
 
@@ -91,7 +91,7 @@ def _summary(args: argparse.Namespace, overrides: list[str]) -> int:
             raise CommandError(
                 f"{args.name} is a run with a network of its own; leave out {', '.join(given)}"
             )
-        config, facts, model = stored_network(pathlib.Path(args.name))
+        config, facts, model = stored_network(local_path(args.name))
         name, shape = config.model.name, facts.input_shape
         rule = optimizer(config, learning_rate(config, 1))
     else:
