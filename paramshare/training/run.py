@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax
@@ -276,7 +276,12 @@ def check_model(model: nn.Module, name: str, data: Dataset) -> tuple[Any, str]:
             lambda inputs: model.init_with_output(jax.random.key(0), inputs, train=False),
             return_shape=True,
         )(inputs)
-        training = jax.make_jaxpr(_train_call(model))(variables, inputs)
+        training = _training_digest
+        try:
+            hash(model)
+        except TypeError:  # a list or an array is among its attributes
+            training = training.__wrapped__
+        digest = training(model, data.input_shape)
     except Exception as error:  # a model may fail on a wrong shape with any exception
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
@@ -287,21 +292,25 @@ def check_model(model: nn.Module, name: str, data: Dataset) -> tuple[Any, str]:
         data.task.check_outputs(outputs, data.input_shape)
     except TaskError as error:
         raise ConfigError(f"model {name!r} with data set {data.name!r}: {error}") from error
-    measured = isinstance(model, Shared)
-    digest = program_digest(repr(data.task), evaluation, training, measured=measured)
-    return variables, digest
+    about = f"{data.task!r} {digest}"
+    return variables, program_digest(about, evaluation, measured=isinstance(model, Shared))
 
 
-def _train_call(model: nn.Module) -> Callable[[Any, jax.Array], Any]:
-    """The model in training, on the only device of the axis `AXIS`."""
+@functools.lru_cache(maxsize=16)  # a trace of the training pass takes longer than one of evaluation
+def _training_digest(model: nn.Module, input_shape: tuple[int, ...]) -> str:
+    """A hash of the model in training, on the only device of the axis `AXIS`."""
 
     def call(variables: Any, inputs: jax.Array) -> Any:
         rngs, mutable = {"params": jax.random.key(0)}, nn.DenyList(("banks", "params"))
         return model.apply(variables, inputs, train=True, mutable=mutable, rngs=rngs)
 
-    return lambda variables, inputs: jax.vmap(call, in_axes=(None, 0), axis_name=AXIS, axis_size=1)(
-        variables, inputs[None]
-    )
+    def program(inputs: jax.Array) -> Any:
+        variables = model.init(jax.random.key(0), inputs, train=False)
+        mapped = jax.vmap(call, in_axes=(None, 0), axis_name=AXIS, axis_size=1)
+        return mapped(variables, inputs[None])
+
+    traced = jax.make_jaxpr(program)(jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
+    return program_digest("", traced, measured=isinstance(model, Shared))
 
 
 def program_digest(about: str, *programs: Any, measured: bool) -> str:

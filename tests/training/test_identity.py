@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from paramshare.training.run import check_model
+from paramshare.training.run import _training_digest, check_model
 
 SETTINGS = {"mask": np.ones((1, 64), np.float32), "training": 1.0, "scale": 0.301}
 
@@ -32,6 +32,7 @@ def test_constants_training_code_literals_and_the_task_are_part_of_the_digest(di
     for name, value in (("mask", other), ("training", 2.0), ("scale", 0.304)):
         with monkeypatch.context() as patch:
             patch.setitem(SETTINGS, name, value)
+            _training_digest.cache_clear()  # code does not change while a process runs
             assert digest(digits) != first, name
     smoothed = dataclasses.replace(digits, task=digits.task.with_label_smoothing(0.5))
     assert digest(smoothed) != first
