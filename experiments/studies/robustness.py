@@ -217,7 +217,7 @@ def command_line(case: Sequence[str], out: pathlib.Path, expected: Any) -> list:
         new = [
             path for path in after if path not in before and path.rpartition("/")[2] not in WRITTEN
         ]
-        if not problem and lost:
+        if not problem and lost and outcome.code:  # a run that resumes drops what came later
             problem = f"lost {lost[0]}"
         if not problem and outcome.code == 2 and new:
             problem = f"refused, and left {new[0]}"
