@@ -86,8 +86,8 @@ def leave_lost_peers() -> Iterator[None]:
     it. What fails in all processes is raised, and so are mistakes of ours.
     """
     from paramshare.training.evaluation import NonFinite
-    from paramshare.training.loop import Interrupted
     from paramshare.training.processes import ProcessError
+    from paramshare.training.signals import Interrupted
 
     try:
         yield

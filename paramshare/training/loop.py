@@ -3,9 +3,6 @@
 import contextlib
 import dataclasses
 import pathlib
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from paramshare.data import ArraySource, Dataset, train_batches, train_indices
-from paramshare.errors import ParamshareError, warn
+from paramshare.errors import warn
 from paramshare.measure.snapshots import make_snapshot
 from paramshare.storage import local_path
 from paramshare.training import config as configs
@@ -26,30 +23,13 @@ from paramshare.training.evaluation import NonFinite, make_evaluate
 from paramshare.training.processes import agree, check_shared, united, versions
 from paramshare.training.result import Result
 from paramshare.training.run import Run, check_batch, check_together, prepare
+from paramshare.training.signals import Interrupted, Signals
 from paramshare.training.state import State
 from paramshare.training.step import make_train_step
 from paramshare.training.track import Progress, Track, mean
 from paramshare.training.workdir import LOCK, RESULT, claim, locked
 
 REFRESH_SECONDS = 1.0  # between updates of the progress bar; each waits for the current step
-
-
-class Interrupted(ParamshareError):
-    """The run was interrupted, and its state saved.
-
-    Attributes:
-      signum: the signal.
-      exit_code: 128 + signum.
-    """
-
-    exit_code: int  # pyright: ignore[reportIncompatibleVariableOverride] (of each instance)
-
-    def __init__(self, message: str, signum: int):
-        super().__init__(message)
-        self.signum, self.exit_code = signum, 128 + signum
-
-    def __reduce__(self) -> tuple[Any, ...]:  # by default pickle would pass only the message
-        return type(self), (str(self), self.signum)
 
 
 def train(
@@ -130,7 +110,7 @@ def fit_together(
             check_batch(run)
     for run in runs:
         agree(configs.flat(run.config) | run.facts.as_json() | versions())
-    with contextlib.ExitStack() as stack, _Signals() as signals:
+    with contextlib.ExitStack() as stack, Signals() as signals:
         with united():
             for run, workdir in zip(runs, workdirs, strict=True):
                 if workdir.exists():
@@ -159,7 +139,7 @@ def fit_together(
     return [results[workdir] for workdir in workdirs]
 
 
-def _fit(tracks: list[Track], signals: "_Signals", quiet: bool) -> list[Result]:
+def _fit(tracks: list[Track], signals: Signals, quiet: bool) -> list[Result]:
     run, config = tracks[0].run, tracks[0].run.config
 
     # --- Resume or start
@@ -418,41 +398,3 @@ def _bar(tracks: list[Track], step: int, *, hidden: bool) -> tqdm:
         dynamic_ncols=True,
         mininterval=0.5,
     )
-
-
-class _Signals:
-    """SIGINT and SIGTERM set a flag that the loop reads between steps.
-
-    A second SIGINT raises `KeyboardInterrupt` at once.
-
-    With several processes, SIGTERM to any of them stops all after the same step; SIGINT is not
-    caught.
-    """
-
-    def __enter__(self) -> "_Signals":
-        self.signum, self._before = 0, {}
-        # Several processes must stop after the same step. JAX's preemption service arranges that,
-        # and it handles SIGTERM.
-        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
-            self._before = {
-                s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)
-            }
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-
-    def _note(self, signum: int, frame: Any) -> None:
-        if self.signum and signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signum = signum
-        print("\nparamshare: stopping after this step", file=sys.stderr, flush=True)
-
-    def stop(self, step: int) -> int:
-        """The signal if training must stop after this step, else 0; equal on all processes."""
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
-        return self.signum

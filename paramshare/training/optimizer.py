@@ -33,7 +33,8 @@ def learning_rate(config: Config, steps_per_epoch: int) -> optax.Schedule:
     elif schedule.name == "cosine":
         after = optax.cosine_decay_schedule(peak, max(1, total - warmup))
     elif schedule.name == "exponential":
-        after = optax.exponential_decay(peak, schedule.period * steps_per_epoch, schedule.factor)  # pyright: ignore[reportArgumentType]
+        steps: Any = schedule.period * steps_per_epoch  # optax annotates it as an integer
+        after = optax.exponential_decay(peak, steps, schedule.factor)
     else:
         after = optax.constant_schedule(peak)
     if not warmup:

@@ -110,13 +110,13 @@ class Track:
         check_origin(self.workdir)
         lines = read_metrics(self.workdir / METRICS)
         epochs = sum(line["kind"] == "epoch" for line in lines)
-        if lines:
-            warn(f"{self.workdir} has no checkpoint: its {epochs} epochs are trained again")
         if epochs > UNSAVED_EPOCHS + self.run.config.checkpoint_every:
             raise CheckpointError(
                 f"{self.workdir} has trained {epochs} epochs, but its checkpoints are gone; "
                 "restore its folder checkpoints, or train again in a new workdir"
             )
+        if lines:
+            warn(f"{self.workdir} has no checkpoint: its {epochs} epochs are trained again")
         return jax.jit(self.run.init)(), Progress()
 
     def start(self, state: State, progress: Progress) -> None:

@@ -10,7 +10,8 @@ import pytest
 import paramshare
 from paramshare.cli import main, run_command
 from paramshare.errors import ParamshareError
-from paramshare.training.loop import Interrupted, NonFinite
+from paramshare.training.evaluation import NonFinite
+from paramshare.training.signals import Interrupted
 
 
 class OwnError(ParamshareError):

@@ -29,10 +29,11 @@ from paramshare.training.config import (
     to_json,
 )
 from paramshare.training.derive import fine_tuning, training_inputs
-from paramshare.training.loop import Interrupted, train
+from paramshare.training.loop import train
 from paramshare.training.metrics import read_metrics
 from paramshare.training.result import Evaluation, Result
 from paramshare.training.run import Run, check_batch, prepare
+from paramshare.training.signals import Interrupted
 from paramshare.training.track import Track
 from paramshare.zoo import create_model
 
@@ -238,7 +239,7 @@ def test_interrupted_in_any_phase_it_ends_with_the_same_parameters(ran, tmp_path
     """Bit for bit; stopped in the middle of an epoch of the first phase, and of the second."""
     for stop in (3, 5):
         monkeypatch.setattr(
-            loop._Signals,
+            loop.Signals,
             "stop",
             lambda self, step, stop=stop: signal.SIGTERM if step == stop else 0,
         )

@@ -24,7 +24,8 @@ from paramshare import Plan, Rule, Soft, share
 from paramshare.data import from_arrays
 from paramshare.tasks import Augment
 from paramshare.training.config import Config, Optimizer, Schedule
-from paramshare.training.loop import Interrupted, train
+from paramshare.training.loop import train
+from paramshare.training.signals import Interrupted
 from paramshare.training.state import AXIS
 
 class Small(nn.Module):

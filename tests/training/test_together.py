@@ -15,10 +15,11 @@ from paramshare.tasks import Augment
 from paramshare.training import loop
 from paramshare.training.checkpoint import Checkpoints
 from paramshare.training.config import ConfigError, Optimizer, Schedule
-from paramshare.training.loop import Interrupted, fit, fit_together
+from paramshare.training.loop import fit, fit_together
 from paramshare.training.metrics import read_metrics
 from paramshare.training.result import Result
 from paramshare.training.run import prepare
+from paramshare.training.signals import Interrupted
 
 SEEDS = (3, 0, 8)
 
@@ -73,7 +74,7 @@ def timeless(result):
 def stopped_at(step, monkeypatch, *arguments):
     """What `fit_together` raises when it is stopped after a step."""
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Signals, "stop", lambda self, now: signal.SIGTERM if now == step else 0)
+        patch.setattr(loop.Signals, "stop", lambda self, now: signal.SIGTERM if now == step else 0)
         with pytest.raises(Interrupted, match=f"interrupted at step {step} of 8") as stop:
             fit_together(*arguments, quiet=True)
     return stop.value
