@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from paramshare.errors import ParamshareError
-from paramshare.schemes import Scheme, SchemeError, Site, Weights
+from paramshare.schemes import Scheme, SchemeError, Site, Sliced, Weights
 
 COLLECTIONS = ("coefficients", "own")  # entries of variables["params"]; the third is "model"
 
@@ -207,6 +207,21 @@ class Layout:
                 raise PlanError(f"bank {name!r}: {error}") from error
         banks = [SharedBank(b.name, schemes.get(b.name, b.scheme), b.sites) for b in self.banks]
         return dataclasses.replace(self, banks=tuple(banks))
+
+    def sliced(self, axis: str, count: int, dtype: str | None = None) -> "Layout":
+        """The same layout for banks that are divided over the devices of a mapped axis.
+
+        `shared.clone(layout=shared.layout.sliced("devices", 8))` is the network of one device,
+        to be applied under `jax.pmap` or `jax.shard_map`; see `paramshare.schemes.Sliced`.
+
+        Args:
+          axis: name of the mapped axis.
+          count: its size.
+          dtype: dtype to communicate kernels in; None keeps theirs.
+        """
+        return self.with_schemes(
+            {bank.name: Sliced(bank.scheme, axis, count, dtype) for bank in self.banks}
+        )
 
     def describe(self) -> str:
         """A table of the banks: scheme, sites, shapes, trainable and saved parameters."""

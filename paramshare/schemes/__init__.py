@@ -5,6 +5,7 @@ from paramshare.schemes.cosines import cosines
 from paramshare.schemes.interface import Filters, Scheme, SchemeError, Site, Weights
 from paramshare.schemes.repetition import Repeat
 from paramshare.schemes.ring import Ring
+from paramshare.schemes.sliced import Sliced
 from paramshare.schemes.soft import Soft
 from paramshare.schemes.tied import Tied
 
@@ -16,6 +17,7 @@ __all__ = [
     "Scheme",
     "SchemeError",
     "Site",
+    "Sliced",
     "Soft",
     "Tied",
     "Weights",

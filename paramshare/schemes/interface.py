@@ -157,11 +157,14 @@ class Scheme:
 
     Attributes:
       one_shape: whether all sites of a bank must have one shape.
+      entrywise: whether kernels are made entry by entry, by `expand_flat`: slices of the bank's
+        arrays along their last axis then give slices of the kernels.
       keeps_mean: whether `_init` also reads `site.mean`. Other schemes refuse sites whose
         initializer is constant, or not centred at zero.
     """
 
     one_shape: ClassVar[bool] = False
+    entrywise: ClassVar[bool] = False
     keeps_mean: ClassVar[bool] = False
 
     @property
@@ -268,6 +271,10 @@ class Scheme:
         cast = _dtype({jnp.dtype(leaf.dtype) for leaf in jax.tree.leaves(weights)})
         dtypes = [site.dtype if cast == bank_dtype(sites) else cast for site in sites]
         return tuple(k.astype(dtype) for k, dtype in zip(kernels, dtypes, strict=True))
+
+    def expand_flat(self, weights: Weights, sites: tuple[Site, ...]) -> jax.Array:
+        """(L, P): the flattened kernels of sites of one shape, of an `entrywise` scheme."""
+        raise NotImplementedError
 
     def from_dense(self, kernels: tuple[jax.Array, ...], sites: tuple[Site, ...]) -> Weights:
         """The arrays whose kernels are nearest to the given ones, in the sum of squares.

@@ -1,6 +1,7 @@
 """Soft parameter sharing: every kernel is a learned linear combination of shared templates."""
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import jax
@@ -25,7 +26,7 @@ class Soft(Scheme):
     .. math:: W_l = \sum_j a_{lj} T_j
 
     L sites of the same shape, with P entries each, share the bank `{"templates": (k, P)}`. Each
-    site has k unconstrained coefficients, (k,). One matmul makes all kernels, (L, k) @ (k, P).
+    site has k unconstrained coefficients, (k,). All kernels are made at once, (L, k) @ (k, P).
     Trainable parameters: k P + k L instead of L P.
 
     Initialization. The coefficients of all sites form one (semi-)orthogonal (L, k) matrix. With
@@ -59,6 +60,7 @@ class Soft(Scheme):
     templates: int
     initial: Initial = "model"
     one_shape: ClassVar[bool] = True
+    entrywise: ClassVar[bool] = True
 
     def __post_init__(self):
         object.__setattr__(self, "templates", check_count("Soft", "templates", self.templates, 1))
@@ -80,7 +82,12 @@ class Soft(Scheme):
         return self._weights(templates_KxP, rows_LxK, sites)
 
     def _expand(self, weights: Weights, sites: tuple[Site, ...]) -> tuple[jax.Array, ...]:
-        return tuple(self.combine(weights.bank, self.mixing(weights, sites), sites[0]))
+        kernels_LxP = self.expand_flat(weights, sites)
+        return tuple(kernels_LxP.reshape(-1, *sites[0].shape))
+
+    def expand_flat(self, weights: Weights, sites: tuple[Site, ...]) -> jax.Array:
+        """(L, P): the flattened kernels."""
+        return mix(self.mixing(weights, sites), weights.bank["templates"])
 
     def _from_dense(self, kernels: tuple[jax.Array, ...], sites: tuple[Site, ...]) -> Weights:
         """By truncated singular value decomposition of the (L, P) stack (Eckart & Young 1936).
@@ -110,13 +117,45 @@ class Soft(Scheme):
 
     def combine(self, bank: Any, rows_GxN: jax.Array, site: Site) -> jax.Array:
         """(G, *site.shape): linear combinations of the templates."""
-        # TPUs and GPUs would round float32 operands of a matmul; full precision is cheap here.
-        kernels_GxP = jnp.einsum(
-            "lk,kp->lp", rows_GxN, bank["templates"], precision=jax.lax.Precision.HIGHEST
-        )
-        return kernels_GxP.reshape(-1, *site.shape)
+        return mix(rows_GxN, bank["templates"]).reshape(-1, *site.shape)
 
     @staticmethod
     def _weights(templates_KxP: jax.Array, rows_LxK: jax.Array, sites: tuple[Site, ...]) -> Weights:
         rows = {site.key: row for site, row in zip(sites, rows_LxK, strict=True)}
         return Weights({"templates": templates_KxP}, rows)
+
+
+@jax.custom_jvp
+def mix(rows_LxK: jax.Array, templates_KxP: jax.Array) -> jax.Array:
+    """(L, P): the matrix product, added up template by template.
+
+    Every entry is summed in the same order, whichever entries are computed with it: slices of the
+    templates give slices of the kernels, bit for bit. The rounding of one einsum over both axes
+    depends on its shape. Derivatives are such einsums.
+
+    Args:
+      rows_LxK: coefficients, (L, k).
+      templates_KxP: templates, (k, P).
+
+    Example:
+      >>> mix(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])).tolist()
+      [[1.0, 2.0, 3.0]]
+    """
+    dtype = jnp.result_type(rows_LxK, templates_KxP)
+    wide = dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
+    rows_KxL, templates_KxP = rows_LxK.T.astype(wide), templates_KxP.astype(wide)
+    total_LxP = _einsum("l,p->lp", rows_KxL[0], templates_KxP[0])
+    for row_L, template_P in zip(rows_KxL[1:], templates_KxP[1:], strict=True):
+        total_LxP += _einsum("l,p->lp", row_L, template_P)
+    return total_LxP.astype(dtype)
+
+
+@mix.defjvp
+def _mix_jvp(primals: tuple[jax.Array, jax.Array], tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (rows_LxK, templates_KxP), (d_rows_LxK, d_templates_KxP) = primals, tangents
+    tangent_LxP = _einsum("lk,kp->lp", d_rows_LxK, templates_KxP)
+    return mix(*primals), tangent_LxP + _einsum("lk,kp->lp", rows_LxK, d_templates_KxP)
+
+
+# TPUs and GPUs would round float32 operands of a matmul; full precision is cheap here.
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)

@@ -144,6 +144,9 @@ class Config:
     """Seed of initial values, order of examples, augmentation, validation split and dropout."""
     mapping: Literal["pmap", "shard_map"] = "pmap"
     """How the step is mapped over devices; both compute the same."""
+    shard_banks: bool = False
+    """Divide banks and their optimizer state over the devices, instead of copying them to each.
+    Computes the same, up to rounding."""
     log_every: Count = 50
     """Steps between lines of metrics.jsonl."""
     validate_every: Count = 1

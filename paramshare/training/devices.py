@@ -14,8 +14,9 @@ from paramshare.training.state import AXIS
 class Devices:
     """The devices of a run, and how a function is mapped over them.
 
-    State and data are replicated; batches are divided. Each process passes in its part of a batch;
-    the parts in the order of the processes make the global batch.
+    Data are replicated, and so is the state, except for leaves that are said to be divided. Batches
+    are divided. Each process passes in its part of a batch; the parts in the order of the processes
+    make the global batch.
 
     Args:
       mapping: "pmap" or "shard_map".
@@ -47,39 +48,100 @@ class Devices:
                 f"devices, such as {nearest}"
             )
 
-    def map(self, function: Callable, *, donate: bool = False) -> Callable:
+    def map(
+        self,
+        function: Callable,
+        *,
+        donate: bool = False,
+        divided: Any = False,
+        returned: Any = False,
+    ) -> Callable:
         """Maps `function(state, data, batch)`, written for one device, over the axis `AXIS`.
 
-        The mapped function takes replicated `state` and `data` (see `replicate`) and a divided
-        batch (see `cut`). It returns what `function` returns, which must be equal on all devices.
+        The mapped function takes replicated `state` and `data` (see `place`) and a divided batch
+        (see `cut`). It returns what `function` returns, which must be equal on all devices.
 
         Args:
           function: reduces or gathers over `AXIS` whatever depends on the batch.
           donate: whether the memory of `state` may be reused for the result.
+          divided: which leaves of `state` are divided over devices along a first axis, which
+            `function` does not see: a pytree of bools, or of prefixes; False for none.
+          returned: the same for what `function` returns; these leaves may differ over devices.
         """
         donated = (0,) if donate else ()
         if self.mapping == "pmap":
             # With axes None, pmap keeps state and results without a leading device axis: both
             # mappings then have the same form of state.
+            axes = [jax.tree.map(lambda each: 0 if each else None, x) for x in (divided, returned)]
             return jax.pmap(
                 function,
                 AXIS,
-                in_axes=(None, None, 0),
-                out_axes=None,
+                in_axes=(axes[0], None, 0),
+                out_axes=axes[1],
                 devices=self.devices,
                 donate_argnums=donated,
             )  # pyright: ignore[reportArgumentType]
         whole, cut = PartitionSpec(), PartitionSpec(AXIS)
+        specs = [jax.tree.map(lambda each: cut if each else whole, x) for x in (divided, returned)]
+
+        def without_axis(state: Any, data: Any, batch: Any) -> Any:
+            state = jax.tree.map(lambda each, x: x[0] if each else x, divided, state)
+            result = function(state, data, batch)
+            return jax.tree.map(lambda each, x: x[None] if each else x, returned, result)
+
         # Without check_vma, collectives and their transposes behave as under pmap.
         mapped = jax.shard_map(
-            function, mesh=self.mesh, in_specs=(whole, whole, cut), out_specs=whole, check_vma=False
+            without_axis,
+            mesh=self.mesh,
+            in_specs=(specs[0], whole, cut),
+            out_specs=specs[1],
+            check_vma=False,
         )
         return jax.jit(mapped, donate_argnums=donated)
 
-    def replicate(self, tree: Any) -> Any:
-        """Copies a pytree of arrays, equal in every process, to all devices."""
-        mesh = self.mesh if self.mapping == "shard_map" else Mesh(np.array(self.local), (AXIS,))
-        return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    def place(self, tree: Any, divided: Any = False) -> Any:
+        """Copies a pytree of arrays, equal in every process, to all devices.
+
+        Args:
+          tree: arrays.
+          divided: as for `map`; a full pytree. Each device gets its part of these leaves only.
+        """
+        local = self.mapping == "pmap"
+        mesh = Mesh(np.array(self.local), (AXIS,)) if local else self.mesh
+        if isinstance(divided, bool):
+            return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+        mine = [i for i, device in enumerate(self.devices) if device in self.local]
+
+        def put(each: bool, leaf: Any) -> Any:
+            if not each:
+                return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec()))
+            sharding, leaf = NamedSharding(mesh, PartitionSpec(AXIS)), np.asarray(leaf)
+            leaf = leaf[mine] if local else leaf
+            return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+        return jax.tree.map(put, divided, tree)
+
+    def across(self, tree: Any, divided: Any) -> Any:
+        """What `map` returns, with divided leaves as arrays over the devices of all processes."""
+
+        def spread(each: bool, leaf: jax.Array) -> jax.Array:
+            if not each or len(leaf.sharding.device_set) == self.count:
+                return leaf
+            shape = (self.count, *leaf.shape[1:])
+            parts = [shard.data for shard in leaf.addressable_shards]
+            sharding = NamedSharding(self.mesh, PartitionSpec(AXIS))
+            return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+        return jax.tree.map(spread, divided, tree)
+
+    def gather(self, tree: Any, divided: Any) -> Any:
+        """What `map` returns, with divided leaves as whole NumPy arrays, in every process."""
+        copy = jax.jit(lambda leaf: leaf, out_shardings=NamedSharding(self.mesh, PartitionSpec()))
+        return jax.tree.map(
+            lambda each, leaf: np.asarray(copy(leaf)) if each else leaf,
+            divided,
+            self.across(tree, divided),
+        )
 
     def cut(self, batch: dict[str, Any]) -> dict[str, Any]:
         """This process's part of a batch, leaves (b, ...), as the mapped function takes it."""

@@ -30,13 +30,13 @@ def make_evaluate(run: Run) -> Callable[[Any, Source], Evaluation]:
     `NonFinite` if the loss of an example is not finite, and `TaskError` if the task reduces to
     other measures than it declares.
     """
-    step = run.devices.map(make_eval_step(run))
+    step = run.devices.map(make_eval_step(run), divided=run.divided(run.shapes.variables))
     names = {measure.name for measure in run.task.measures}
     batch_size = -(-run.config.batch_size // run.devices.count) * run.devices.count
 
     def evaluate(variables: Any, source: Source) -> Evaluation:
         # Replicated once; a mapped call would copy the variables for each batch.
-        variables = run.devices.replicate(variables)
+        variables = run.place(variables)
         waiting: list[Any] = []
         fetched: list[Any] = []
         for batch in eval_batches(

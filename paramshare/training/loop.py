@@ -150,7 +150,7 @@ def _fit(tracks: list[Track], signals: Signals, quiet: bool) -> list[Result]:
         track.start(state, progress)
     states = [state for state, _ in stored]
     together = _Together(len(tracks))
-    state = run.devices.replicate(together.stack(states))
+    state = run.place(together.stack(states))
     writer = jax.process_index() == 0
     idle = config.without_effect()
     if idle and writer and not quiet:
@@ -164,7 +164,7 @@ def _fit(tracks: list[Track], signals: Signals, quiet: bool) -> list[Result]:
     snapshot = make_snapshot(run.model) if config.similarity_every and writer else None
 
     def variables(i: int) -> dict[str, Any]:
-        return together.take(state.variables, i)
+        return together.take(run.whole(state.variables), i)
 
     def write_similarity(epoch: int) -> None:
         for i, track in enumerate(tracks):
@@ -215,7 +215,7 @@ def _fit(tracks: list[Track], signals: Signals, quiet: bool) -> list[Result]:
                 if save:
                     notes = dataclasses.asdict(track.progress)
                     wait = bool(stop) or last
-                    track.newest.save(step, together.take(state, i), notes, wait=wait)
+                    track.newest.save(step, together.take(run.whole(state), i), notes, wait=wait)
             if of_epoch == 0:
                 fetched = time.monotonic()  # validation and saving are not training
             if stop and not last:
@@ -304,10 +304,11 @@ def _train_function(
         )(state, batch, seeds)
 
     step = make_train_step(run, run.config.seed) if together.count == 1 else steps
-    mapped = run.devices.map(step, donate=True)
+    divided = run.divided(run.shapes)
+    mapped = run.devices.map(step, donate=True, divided=divided, returned=(divided, False))
     data = None
     if isinstance(source, ArraySource):
-        data = run.devices.replicate(source.arrays)
+        data = run.devices.place(source.arrays)
     return lambda state, inputs: mapped(state, data, run.devices.cut(inputs))
 
 

@@ -1,9 +1,11 @@
 """Learning-rate schedules and update rules of the papers' recipes."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from paramshare.shared import decay_mask
@@ -42,16 +44,23 @@ def learning_rate(config: Config, steps_per_epoch: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
 
 
-def optimizer(config: Config, rate: optax.Schedule) -> optax.GradientTransformation:
+def optimizer(
+    config: Config, rate: optax.Schedule, norm: Callable[[Any], jax.Array] = optax.tree.norm
+) -> optax.GradientTransformation:
     """The update rule over `{"banks", "params"}`.
 
     The gradient is clipped, then weight decay is added, then the rule is applied, as with PyTorch's
     `clip_grad_norm_` and SGD. Sharing coefficients do not decay (`paramshare.decay_mask`), unless
     `decay_coefficients` is set; biases and scales of norms do, unless `decay_vectors` is off.
+
+    Args:
+      config: the configuration.
+      rate: the learning rate by step.
+      norm: the norm of a gradient, for clipping.
     """
     settings = config.optimizer
     mask = functools.partial(_decays, settings)
-    rules = [] if settings.clip_norm is None else [optax.clip_by_global_norm(settings.clip_norm)]
+    rules = [] if settings.clip_norm is None else [_clip(settings.clip_norm, norm)]
     if settings.name == "adamw":
         rules.append(optax.adamw(rate, weight_decay=settings.weight_decay, mask=mask))
     else:
@@ -63,6 +72,18 @@ def optimizer(config: Config, rate: optax.Schedule) -> optax.GradientTransformat
             else optax.adam(rate)
         )
     return rules[0] if len(rules) == 1 else optax.chain(*rules)
+
+
+def _clip(largest: float, norm: Callable[[Any], jax.Array]) -> optax.GradientTransformation:
+    """As `optax.clip_by_global_norm`, with another norm."""
+
+    def clip(gradient: Any, _: Any) -> Any:
+        length = norm(gradient)
+        return jax.tree.map(
+            lambda leaf: jnp.where(length < largest, leaf, leaf / length * largest), gradient
+        )
+
+    return optax.stateless(clip)
 
 
 def _decays(settings: Optimizer, variables: Any) -> Any:

@@ -24,6 +24,7 @@ from paramshare.training.devices import Devices
 from paramshare.training.optimizer import learning_rate, optimizer
 from paramshare.training.penalty import check_penalty
 from paramshare.training.result import RunFacts
+from paramshare.training.slices import cut_banks, is_sliced, join_banks, norm_over, sliced_model
 from paramshare.training.state import AXIS, State, init_state
 from paramshare.training.tied import tie
 from paramshare.zoo import create_model
@@ -97,6 +98,33 @@ class Run:
         """Shapes and dtypes of the state."""
         return jax.eval_shape(self.init)
 
+    @functools.cached_property
+    def device_model(self) -> nn.Module:
+        """The network of one device: with `shard_banks`, its variables hold a part of each bank."""
+        if not self.config.shard_banks:
+            return self.model
+        return sliced_model(self.model, self.devices.count)
+
+    def divided(self, tree: Any) -> Any:
+        """Which leaves of a state, or of variables, are divided over devices; False for none."""
+        if not self.config.shard_banks:
+            return False
+        return jax.tree_util.tree_map_with_path(lambda path, _: is_sliced(path), tree)
+
+    def place(self, tree: Any) -> Any:
+        """Copies a state, or variables, to the devices, as the mapped steps take them."""
+        divided = self.divided(tree)
+        if self.config.shard_banks:
+            tree = jax.jit(lambda tree: cut_banks(tree, self.model, self.devices.count))(tree)
+        return self.devices.place(tree, divided)
+
+    def whole(self, tree: Any) -> Any:
+        """The inverse of `place`: a state, or variables, with whole banks. All processes call it."""
+        if not self.config.shard_banks:
+            return tree
+        shapes = self.shapes if isinstance(tree, State) else self.shapes.variables
+        return join_banks(self.devices.gather(tree, self.divided(tree)), shapes)
+
 
 def prepare(
     config: Config,
@@ -147,8 +175,11 @@ def prepare(
         config = _with_model(config, model)
     variables, program = check_model(model, config.model.name, data)
     check_penalty(config, model, variables)
+    if config.shard_banks:
+        sliced_model(model, mapped.count)
     rate = learning_rate(config, max(1, data.phase_examples // config.batch_size))
-    return Run(config, data, model, task, mapped, rate, optimizer(config, rate), program)
+    rule = optimizer(config, rate, norm_over(config.shard_banks))
+    return Run(config, data, model, task, mapped, rate, rule, program)
 
 
 def _smoothed(task: Task, smoothing: float) -> Task:
@@ -241,6 +272,11 @@ def check_together(runs: Sequence[Run], workdirs: Sequence[pathlib.Path]) -> Non
             f"{', '.join(map(str, workdirs)) or 'none'}; give each run a workdir"
         )
     first = runs[0]
+    if len(runs) > 1 and first.config.shard_banks:
+        raise ConfigError(
+            "shard_banks is True, but banks of runs that are trained together cannot be divided; "
+            "train one after the other, or leave shard_banks out"
+        )
     for run in runs[1:]:
         changed = differences(dataclasses.replace(run.config, seed=first.config.seed), first.config)
         if changed or run.model != first.model:

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from paramshare.training.penalty import penalties
+from paramshare.layout import count_leaves
 from paramshare.training.run import Run
+from paramshare.training.slices import BANKS, norm_over
 from paramshare.training.state import AXIS, State
 
 Batch = dict[str, Any]
@@ -28,7 +30,8 @@ def make_train_step(
     `batch` is `{"index": (b,)}`.
 
     Gradients are averaged over devices on `state.trainable`; expanded kernels are never
-    communicated. Randomness is a function of (seed, step, position in the global batch), so it does
+    communicated, except with `config.shard_banks`: each device then holds a slice of every bank,
+    kernels are all-gathered, and gradients of banks are reduce-scattered. Randomness is a function of (seed, step, position in the global batch), so it does
     not depend on the number of devices; only the model's own random streams, such as dropout, also
     depend on the device. If the loss or a gradient is not finite on any device, this update and all
     later ones are skipped; with `config.non_finite` "skip", only this one.
@@ -46,7 +49,8 @@ def make_train_step(
       run: the run.
       seed: the seed of augmentation and dropout.
     """
-    config, data_set, task, model = run.config, run.data, run.task, run.model
+    config, data_set, task, model = run.config, run.data, run.task, run.device_model
+    norm = norm_over(config.shard_banks)
 
     def train_step(state: State, data: Any, batch: Batch) -> tuple[State, Metrics]:
         if data is not None:
@@ -91,7 +95,7 @@ def make_train_step(
                 derivative, config.accumulate, state.collections, device_key, (inputs, labels)
             )
         )
-        gradient = jax.lax.pmean(gradient, AXIS)
+        gradient = average(gradient, config.shard_banks)
         collections = jax.tree.map(
             lambda x: jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.inexact) else x,
             dict(collections),
@@ -100,7 +104,7 @@ def make_train_step(
         loss, several = jax.lax.pmean((loss, several), AXIS)
         measures = task.batch_measures(outputs, labels)
         sums = jax.lax.psum(jax.tree.map(jnp.sum, measures), AXIS)
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm(gradient))
 
         def update() -> State:
             updates, optimizer_state = run.optimizer.update(
@@ -121,7 +125,7 @@ def make_train_step(
             **{name: above / below for name, (above, below) in sums.items()},
             "finite": finite,
             **added,
-            **(flow(gradient) if config.gradient_flow else {}),
+            **(flow(gradient, run.shapes.trainable) if config.gradient_flow else {}),
         }
 
     return train_step
@@ -155,24 +159,42 @@ def _accumulated(
     return gradient, (loss, losses, added, outputs, collections)
 
 
-def flow(gradient: Any) -> Metrics:
+def average(gradient: Any, sliced: bool) -> Any:
+    """The mean over devices of a gradient; of slices of banks, the sum has been taken already."""
+    if not sliced:
+        return jax.lax.pmean(gradient, AXIS)
+    devices = jax.lax.axis_size(AXIS)
+    return {
+        name: jax.tree.map(lambda leaf: leaf / devices, tree)
+        if name == BANKS
+        else jax.lax.pmean(tree, AXIS)
+        for name, tree in gradient.items()
+    }
+
+
+def flow(gradient: Any, whole: Any) -> Metrics:
     """Size of the gradient of every bank: `gradient_mean/BANK` and `gradient_max/BANK`, of |.|.
 
     Args:
       gradient: the gradient of the variables, `{"banks": ..., "params": ...}`. The bank of a
-        `Shared` that is nested in a larger module is named by its path.
+        `Shared` that is nested in a larger module is named by its path. If it is smaller than
+        `whole`, it is this device's slice.
+      whole: the variables, with whole banks; shapes suffice.
 
     Example:
       >>> gradient = {"banks": {"b": {"weights": jnp.array([1.0, -3.0])}}, "params": {}}
-      >>> {name: float(value) for name, value in flow(gradient).items()}
+      >>> {name: float(value) for name, value in flow(gradient, gradient).items()}
       {'gradient_mean/b': 2.0, 'gradient_max/b': 3.0}
     """
     metrics = {}
-    for path, bank in _banks(gradient.get("banks", {})):
+    sizes = {path: count_leaves(bank) for path, bank in _banks(whole.get(BANKS, {}))}
+    for path, bank in _banks(gradient.get(BANKS, {})):
         leaves = [jnp.abs(leaf) for leaf in jax.tree.leaves(bank)]
-        total, size = sum(map(jnp.sum, leaves)), sum(leaf.size for leaf in leaves)
-        metrics[f"gradient_mean/{path}"] = total / size
-        metrics[f"gradient_max/{path}"] = jnp.max(jnp.stack([jnp.max(leaf) for leaf in leaves]))
+        total = functools.reduce(operator.add, map(jnp.sum, leaves))
+        largest = jnp.max(jnp.stack([jnp.max(leaf) for leaf in leaves]))
+        if count_leaves(bank) < sizes[path]:
+            total, largest = jax.lax.psum(total, AXIS), jax.lax.pmax(largest, AXIS)
+        metrics |= {f"gradient_mean/{path}": total / sizes[path], f"gradient_max/{path}": largest}
     return metrics
 
 
@@ -192,7 +214,7 @@ def make_eval_step(run: Run) -> Callable[[Any, None, Batch], dict[str, Any]]:
     order of the global batch: `losses` by name, the task's `statistics`, and `weight`, which is 0
     for examples that only fill up the batch.
     """
-    task, model = run.task, run.model
+    task, model = run.task, run.device_model
 
     def eval_step(variables: Any, data: None, batch: Batch) -> dict[str, Any]:
         inputs, labels = batch["input"], batch["label"]

@@ -176,7 +176,9 @@ def test_streamed_data_and_no_validation_give_the_same_numbers(config, digits, n
         train(config, tmp_path / name, model=network, data=data, devices=ONE, quiet=True)
         for name, data in (("held", bare), ("read", streamed))
     )
-    assert read.last == held.last
+    # The compiled programs differ, so that sums may be rounded differently.
+    assert read.last.measures == held.last.measures and read.last.count == held.last.count
+    np.testing.assert_allclose(read.last.loss, held.last.loss, rtol=1e-6)
     assert read.selected and held.selected is None and not (tmp_path / "held" / "best").exists()
 
 

@@ -32,7 +32,7 @@ def stepper(digits):
     def make(config, devices, model):
         run = prepare(config, model=model, data=digits, devices=jax.devices()[:devices])
         step = run.devices.map(make_train_step(run, config.seed))
-        return run, step, run.devices.replicate(jax.jit(run.init)())
+        return run, step, run.devices.place(jax.jit(run.init)())
 
     yield make
     make.cache_clear()
@@ -123,7 +123,7 @@ def test_exactly_the_trainable_parameters_are_communicated(
 def test_the_step_is_traced_once(digits, config, network):
     run = prepare(config, model=network, data=digits, devices=jax.devices()[:2])
     mapped = run.devices.map(chex.assert_max_traces(make_train_step(run, config.seed), n=1))
-    state = run.devices.replicate(jax.jit(run.init)())
+    state = run.devices.place(jax.jit(run.init)())
     for batch in batches(digits, config.batch_size, 3):
         state, _ = mapped(state, None, run.devices.cut(batch))
     assert int(state.step) == 3
@@ -140,13 +140,13 @@ def test_after_a_loss_that_is_not_finite_nothing_changes(digits, config, network
         "bias": classifier["bias"].at[0].set(jnp.inf)
     }
     before = jax.device_get(broken)
-    after, metrics = step(run.devices.replicate(before), None, run.devices.cut(second))
+    after, metrics = step(run.devices.place(before), None, run.devices.cut(second))
     assert not bool(metrics["finite"]) and bool(after.failed)
     chex.assert_trees_all_equal(jax.device_get(after.variables), before.variables)
     assert int(after.step) == int(before.step)
     # A repaired state stays failed: later steps were already queued with the broken one.
     repaired = after.replace(trainable=jax.device_get(state.trainable))
-    still, _ = step(run.devices.replicate(repaired), None, run.devices.cut(second))
+    still, _ = step(run.devices.place(repaired), None, run.devices.cut(second))
     chex.assert_trees_all_equal(jax.device_get(still.trainable), jax.device_get(state.trainable))
 
 
@@ -166,7 +166,7 @@ def recorded(digits, factored):
         state = jax.jit(run.init)()
         # Initial filters are orthonormal: the penalty would be zero.
         scaled = jax.tree.map(lambda x: 1.3 * x, state.trainable)
-        before = run.devices.replicate(state.replace(trainable=scaled))
+        before = run.devices.place(state.replace(trainable=scaled))
         batch = next(batches(digits, config.batch_size, 1))
         after, metrics = step(before, None, run.devices.cut(batch))
         return jax.device_get((before.trainable, after.optimizer, metrics))
@@ -247,7 +247,7 @@ def test_gradient_flow_covers_banks_at_any_depth():
 def test_a_data_set_on_the_device_gives_the_same_step(digits, config, network, stepper):
     run, step, state = stepper(config, 2, network)
     index = np.arange(180, 244, dtype=np.int32)
-    resident = run.devices.replicate(digits.train.arrays)
+    resident = run.devices.place(digits.train.arrays)
     _, by_index = step(state, resident, run.devices.cut({"index": index}))
     _, by_batch = step(state, None, run.devices.cut(digits.train.take(index).arrays))
     chex.assert_trees_all_equal(jax.device_get(by_index), jax.device_get(by_batch))
