@@ -8,6 +8,8 @@ from paramshare.cli.errors import CommandError
 from paramshare.cli.parsing import add_checkpoint
 from paramshare.storage import local_path
 
+MOST = 10**6  # devices
+
 
 def add(command: Any) -> None:
     """Declares the commands."""
@@ -32,6 +34,9 @@ def add(command: Any) -> None:
     )
     summary.add_argument(
         "--form", help="'paper' (the default) or 'torchvision', for MobileNetV2 and DenseNet"
+    )
+    summary.add_argument(
+        "--devices", type=int, metavar="N", help="show bytes of each of N devices too"
     )
     summary.add_argument("--json", action="store_true", help="print JSON")
 
@@ -76,6 +81,8 @@ def _summary(args: argparse.Namespace, overrides: list[str]) -> int:
     from paramshare.measure.cost import cost
     from paramshare.shared import Shared
 
+    if args.devices is not None and not 1 <= args.devices <= MOST:
+        raise CommandError(f"--devices is {args.devices}; it must be 1 to {MOST:,}")
     options = {
         "--num-classes": args.num_classes,
         "--input-shape": args.input_shape,
@@ -103,7 +110,7 @@ def _summary(args: argparse.Namespace, overrides: list[str]) -> int:
         forms = {"stem": args.stem, "form": args.form}
         given = {option: value for option, value in forms.items() if value is not None}
         model = create_model(name, args.num_classes, shape, **given)
-    result = cost(model, shape, optimizer=rule)
+    result = cost(model, shape, optimizer=rule, devices=args.devices)
     if args.json:
         print(result.as_json())
         return 0

@@ -198,6 +198,10 @@ def join(args: argparse.Namespace) -> None:
     from absl import logging
 
     logging.set_verbosity(logging.FATAL)  # Orbax logs, with tracebacks, what it also raises
+    # Gloo writes to the standard output of the process; the parent filters the other stream.
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", buffering=1, encoding=sys.stdout.encoding)
+    os.dup2(2, 1)
     if sys.platform == "linux":  # die with the parent: nobody else would notice
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     try:

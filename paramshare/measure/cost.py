@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax.core import DenyList
 
-from paramshare.layout import strip, table
+from paramshare.layout import Layout, strip, table
 from paramshare.measure.multiply_adds import CONVOLUTION, by_primitive, multiply_adds
 from paramshare.parameters import trace
 from paramshare.shared import Shared, count
@@ -38,6 +38,15 @@ class Layer:
     multiply_adds: int
 
 
+LABELS = {
+    "bytes": "storage",
+    "optimizer": "optimizer state",
+    "all_reduce": "all-reduce per step",
+    "all_gather": "all-gather per step",
+    "reduce_scatter": "reduce-scatter per step",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Cost:
     """Cost of a network on given inputs.
@@ -57,6 +66,9 @@ class Cost:
       all_reduce: bytes that each device sends in one step of data-parallel training: gradients,
         batch statistics, and two float32 metrics (loss and score).
       unshared: `{"bytes", "optimizer", "all_reduce"}` of the network without sharing.
+      devices: the number of devices that `divided` is for; None if it was not asked for.
+      divided: `{"bytes", "optimizer", "all_reduce", "all_gather", "reduce_scatter"}` of each device
+        if banks are divided over them (`shard_banks`), with padding.
     """
 
     layers: tuple[Layer, ...]
@@ -70,6 +82,8 @@ class Cost:
     optimizer: int
     all_reduce: int
     unshared: dict[str, int]
+    devices: int | None = None
+    divided: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def as_json(self) -> str:
         """All fields as JSON."""
@@ -91,6 +105,8 @@ class Cost:
         ]
         if self.generation:
             lines.append(f"               {self.generation:,} per step to make the shared weights")
+        if self.divided:
+            lines += ["", *self._devices_table()]
         return "\n".join(lines)
 
     def _counts_table(self) -> list[str]:
@@ -109,20 +125,24 @@ class Cost:
     def _bytes_table(self) -> list[str]:
         """Bytes of training, and relative to the unshared network."""
         rows = [("", "bytes", "of the unshared network's")]
-        for name, label in (
-            ("bytes", "storage"),
-            ("optimizer", "optimizer state"),
-            ("all_reduce", "all-reduce per step"),
-        ):
-            size = getattr(self, name)
+        for name in ("bytes", "optimizer", "all_reduce"):
+            label, size = LABELS[name], getattr(self, name)
             rows.append((label, f"{size:,}", f"{size / max(1, self.unshared[name]):.2%}"))
         return table([row if self.generated else row[:2] for row in rows], right={1, 2})
+
+    def _devices_table(self) -> list[str]:
+        """Bytes of each device, with banks copied to all of them or divided over them."""
+        rows = [(f"on each of {self.devices} devices", "banks copied", "banks divided")]
+        for name, label in LABELS.items():
+            rows.append((label, f"{getattr(self, name, 0):,}", f"{self.divided[name]:,}"))
+        return table(rows, right={1, 2})
 
 
 def cost(
     model: nn.Module,
     *inputs: Any,
     optimizer: optax.GradientTransformation | None = None,
+    devices: int | None = None,
     **options: Any,
 ) -> Cost:
     """Cost of a network on the given inputs.
@@ -132,6 +152,7 @@ def cost(
       *inputs: example inputs, pytrees of arrays or `jax.ShapeDtypeStruct`s. A single tuple of
         integers is the shape of one float32 example, without the batch axis.
       optimizer: counts this optimizer's state; None for SGD with momentum.
+      devices: also give bytes of each device if the banks of a `Shared` are divided over so many.
       **options: further arguments of the model, such as `train=False`.
 
     Example:
@@ -160,13 +181,15 @@ def cost(
         work[path] += number
         convolutions += number if primitive == CONVOLUTION else 0
 
-    variables, banks, generation = plain_variables, (), 0
+    variables, banks, generation, divided = plain_variables, (), 0, {}
     if isinstance(model, Shared):
         banks = model.layout.banks
         variables = _shared_variables(model, plain_variables)
         generation = sum(multiply_adds(model.layout.expand, variables).values())
     sizes = {path: math.prod(x.shape) for path, x in traced.parameters.items()}
     optimizer = optax.sgd(0.1, momentum=0.9) if optimizer is None else optimizer
+    if devices is not None and isinstance(model, Shared):
+        divided = _divided(model.layout, variables, optimizer, devices)
     return Cost(
         _layers(sizes, {site.path: b.name for b in banks for site in b.sites}, work),
         count(variables),
@@ -177,6 +200,8 @@ def cost(
         generation,
         **_memory(variables, optimizer),
         unshared=_memory(plain_variables, optimizer),
+        devices=devices,
+        divided=divided,
     )
 
 
@@ -222,6 +247,24 @@ def _memory(
         "optimizer": _bytes(jax.eval_shape(optimizer.init, trainable)),
         "all_reduce": _bytes(trainable) + _bytes(statistics) + metrics,
     }
+
+
+def _divided(
+    layout: Layout,
+    variables: Mapping[str, Any],
+    optimizer: optax.GradientTransformation,
+    devices: int,
+) -> dict[str, int]:
+    """As `_memory`, of one device, and what it gathers and scatters: kernels, or whole banks."""
+    banks, communicated = {}, 0
+    for bank in layout.sliced("devices", devices).banks:
+        banks[bank.name] = slices = bank.scheme.shapes(bank.sites).bank
+        kernels = bank.dense * max(leaf.dtype.itemsize for leaf in jax.tree.leaves(slices))
+        entrywise = layout[bank.name].scheme.entrywise
+        communicated += kernels if entrywise else devices * _bytes(slices)
+    memory = _memory({**variables, "banks": banks}, optimizer)
+    memory["all_reduce"] -= _bytes(banks)
+    return memory | {"all_gather": communicated, "reduce_scatter": communicated}
 
 
 def _bytes(tree: Any) -> int:

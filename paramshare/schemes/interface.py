@@ -408,7 +408,9 @@ def _shapes(scheme: Scheme, sites: tuple[Site, ...]) -> Weights:
     # Shapes do not depend on the statistics, which the sites may lack.
     sites = tuple(dataclasses.replace(site, mean=0.0, std=1.0) for site in sites)
     in_order = _take(sites, path_order(sites))
-    return jax.eval_shape(lambda: scheme._init(jax.random.key(0), in_order))
+    shapes = jax.eval_shape(lambda: scheme._init(jax.random.key(0), in_order))
+    # Without the mesh that is in use now.
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)
 
 
 def _paths(weights: Any) -> dict[str, tuple[int, ...]]:

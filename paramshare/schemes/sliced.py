@@ -59,8 +59,14 @@ class Sliced(Scheme):
     def shapes(self, sites: tuple[Site, ...]) -> Weights:
         """The arrays on one device as `jax.ShapeDtypeStruct`s."""
         whole = self.scheme.shapes(sites)
-        slices = jax.eval_shape(lambda bank: jax.tree.map(lambda x: x[0], self.cut(bank)), whole[0])
-        return whole._replace(bank=slices)
+        return whole._replace(
+            bank=jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(
+                    cut_shape(leaf.shape, self.count, self.scheme.entrywise)[1:], leaf.dtype
+                ),
+                whole.bank,
+            )
+        )
 
     def filters(self, weights: Weights, sites: tuple[Site, ...]) -> Filters | None:
         """The whole filters, all-gathered."""
@@ -116,12 +122,22 @@ def cut(whole: jax.Array, count: int, entrywise: bool) -> jax.Array:
       >>> cut(jnp.arange(6).reshape(2, 3), 2, entrywise=False).tolist()
       [[0, 1, 2], [3, 4, 5]]
     """
-    rows = whole.shape[:-1] if entrywise else ()
-    size = whole.size // max(1, math.prod(rows))
-    length = -(-size // count)
+    _, *rows, length = cut_shape(whole.shape, count, entrywise)
+    size = whole.size // math.prod(rows)
     padding = [(0, 0)] * len(rows) + [(0, length * count - size)]
     padded = jnp.pad(whole.reshape(*rows, size), padding)
     return jnp.moveaxis(padded.reshape(*rows, count, length), -2, 0)
+
+
+def cut_shape(shape: tuple[int, ...], count: int, entrywise: bool) -> tuple[int, ...]:
+    """The shape of `cut`: (count, *rows, length).
+
+    Example:
+      >>> cut_shape((2, 3), 2, entrywise=True), cut_shape((2, 3), 2, entrywise=False)
+      ((2, 2, 2), (2, 3))
+    """
+    rows = shape[:-1] if entrywise else ()
+    return (count, *rows, -(-math.prod(shape) // (math.prod(rows) * count)))
 
 
 def join(slices: Any, shape: tuple[int, ...]) -> Any:

@@ -6,16 +6,21 @@ import json
 import logging
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.options import MultiprocessingOptions
 
 from paramshare.errors import ParamshareError, without_logs
+from paramshare.schemes.sliced import join
 from paramshare.storage import DIGEST, StorageError, check_room, not_written
+from paramshare.training.processes import exchange
 
+SLICES = "slices"  # in the notes: the shapes of divided arrays, by path
 KEPT = 2  # newest states to keep, in case one is unreadable
 OVERHEAD = 2**17  # bytes of a checkpoint beside its arrays
 
@@ -72,11 +77,12 @@ class Checkpoints:
         """Writes a state and its notes.
 
         The arrays are copied first and written in the background. An existing step is left as it
-        is: runs are reproducible, so it holds the same values.
+        is: runs are reproducible, so it holds the same values. Of an array that is divided over
+        devices along its first axis, every process writes its own part.
 
         Args:
           step: number of the checkpoint.
-          tree: pytree of arrays.
+          tree: pytree of arrays; see `paramshare.training.slices` for divided ones.
           notes: JSON values.
           wait: return only when the checkpoint is on disk.
 
@@ -85,9 +91,15 @@ class Checkpoints:
         """
         manager = self._writer()
         if step not in manager.all_steps():
-            # Copies on the host: the next training step may reuse the memory of these arrays.
-            arrays = jax.tree.map(np.array, jax.device_get(tree))
+            # Copies: the next training step may reuse the memory of these arrays.
+            arrays = jax.tree.map(_copied, tree)
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+            slices = {
+                _name(path): leaf.shape
+                for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+                if isinstance(leaf, jax.Array)
+            }
+            about = {"notes": notes, DIGEST: _digest(arrays, notes, slices)}
             try:  # also reports what failed in the background of the save before
                 if jax.process_index() == 0:
                     # Orbax reports a full disk in hundreds of lines, from several threads.
@@ -96,7 +108,7 @@ class Checkpoints:
                     step,
                     args=ocp.args.Composite(
                         state=ocp.args.StandardSave(arrays),
-                        notes=ocp.args.JsonSave({"notes": notes, DIGEST: _digest(arrays, notes)}),
+                        notes=ocp.args.JsonSave(about | ({SLICES: slices} if slices else {})),
                     ),
                 )
             except Exception as error:
@@ -126,13 +138,21 @@ class Checkpoints:
         like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
         try:
             with without_logs(), self._reader() as reader:
-                stored = reader.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        state=ocp.args.StandardRestore(like), notes=ocp.args.JsonRestore()
-                    ),
+                read = functools.partial(reader.restore, step)
+                notes = read(args=ocp.args.Composite(notes=ocp.args.JsonRestore()))["notes"]
+                slices = notes.get(SLICES, {}) if isinstance(notes, dict) else {}
+                stored = jax.tree_util.tree_map_with_path(
+                    lambda path, leaf: np.empty(slices.get(_name(path), leaf.shape), leaf.dtype),
+                    like,
                 )
-            tree, notes = stored["state"], stored["notes"]
+                args = ocp.args.Composite(state=ocp.args.StandardRestore(stored))
+                tree = jax.tree.map(np.asarray, read(args=args)["state"])
+            digest = _digest(tree, notes.get("notes"), slices) if isinstance(notes, dict) else ""
+            tree = jax.tree_util.tree_map_with_path(
+                lambda path, leaf, of: join(leaf, of.shape) if _name(path) in slices else leaf,
+                tree,
+                like,
+            )
         except Exception as error:  # Orbax raises many types, depending on the damage
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
@@ -149,10 +169,9 @@ class Checkpoints:
                     f"{np.shape(leaf)}, the model needs {expected.shape}; use a new workdir, "
                     "or the model of the run"
                 )
-        tree = jax.tree.map(np.asarray, tree)
         if isinstance(notes, dict) and not {"notes", DIGEST} & set(notes):
             return tree, notes  # written before digests were stored
-        if not isinstance(notes, dict) or _digest(tree, notes.get("notes")) != notes.get(DIGEST):
+        if not isinstance(notes, dict) or digest != notes.get(DIGEST):
             raise CheckpointError(
                 f"checkpoint {place} is damaged: its values are not those that were saved; remove "
                 "that folder to resume from an earlier checkpoint, or use a new workdir"
@@ -239,11 +258,43 @@ def _quieten_tensorstore() -> None:
     logging.getLogger("asyncio").addFilter(is_news)
 
 
-def _digest(tree: Any, notes: Any) -> str:
-    """A hash of the values of a state and of its notes."""
+def _copied(leaf: Any) -> Any:
+    """A copy: on the host, or on its devices if it is divided over several."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
+        return jax.jit(jnp.copy, out_shardings=leaf.sharding)(leaf)
+    return np.array(jax.device_get(leaf))
+
+
+def _digest(tree: Any, notes: Any, slices: Mapping[str, Any]) -> str:
+    """A hash of the values of a state and of its notes.
+
+    Divided arrays are hashed slice by slice, by the processes that hold the slices.
+    """
     result = hashlib.sha256(json.dumps(notes, sort_keys=True).encode())
+    parts: dict[str, str] = {}  # by array and slice
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
-        result.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}".encode())
-        result.update(array.tobytes())
+        head = f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode()
+        if _name(path) not in slices:
+            result.update(head + np.asarray(leaf).tobytes())
+            continue
+        of_slices = (
+            [(shard.index[0].start or 0, shard.data[0]) for shard in leaf.addressable_shards]
+            if isinstance(leaf, jax.Array)
+            else enumerate(leaf)
+        )
+        for number, part in of_slices:
+            digest = hashlib.sha256(head + np.asarray(part).tobytes())
+            parts[f"{_name(path)} {number}"] = digest.hexdigest()
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree)):
+        parts = {
+            name: part
+            for text in exchange(json.dumps(parts))
+            for name, part in json.loads(text).items()
+        }
+    if parts:
+        result.update(json.dumps(parts, sort_keys=True).encode())
     return result.hexdigest()
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

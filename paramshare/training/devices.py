@@ -48,14 +48,7 @@ class Devices:
                 f"devices, such as {nearest}"
             )
 
-    def map(
-        self,
-        function: Callable,
-        *,
-        donate: bool = False,
-        divided: Any = False,
-        returned: Any = False,
-    ) -> Callable:
+    def map(self, function: Callable, *, donate: bool = False, divided: Any = False) -> Callable:
         """Maps `function(state, data, batch)`, written for one device, over the axis `AXIS`.
 
         The mapped function takes replicated `state` and `data` (see `place`) and a divided batch
@@ -63,41 +56,76 @@ class Devices:
 
         Args:
           function: reduces or gathers over `AXIS` whatever depends on the batch.
-          donate: whether the memory of `state` may be reused for the result.
+          donate: whether the memory of `state` may be reused for the result, `(state, others)`.
           divided: which leaves of `state` are divided over devices along a first axis, which
-            `function` does not see: a pytree of bools, or of prefixes; False for none.
-          returned: the same for what `function` returns; these leaves may differ over devices.
+            `function` does not see: a pytree of bools; False for none. If `donate`, so are the same
+            leaves of the new state.
         """
         donated = (0,) if donate else ()
-        if self.mapping == "pmap":
-            # With axes None, pmap keeps state and results without a leading device axis: both
-            # mappings then have the same form of state.
-            axes = [jax.tree.map(lambda each: 0 if each else None, x) for x in (divided, returned)]
-            return jax.pmap(
+        whole, cut = PartitionSpec(), PartitionSpec(AXIS)
+        if isinstance(divided, bool):
+            if self.mapping == "pmap":
+                # With axes None, pmap keeps state and results without a leading device axis: both
+                # mappings then have the same form of state.
+                return jax.pmap(
+                    function,
+                    AXIS,
+                    in_axes=(None, None, 0),
+                    out_axes=None,
+                    devices=self.devices,
+                    donate_argnums=donated,
+                )  # pyright: ignore[reportArgumentType]
+            # Without check_vma, collectives and their transposes behave as under pmap.
+            mapped = jax.shard_map(
                 function,
+                mesh=self.mesh,
+                in_specs=(whole, whole, cut),
+                out_specs=whole,
+                check_vma=False,
+            )
+            return jax.jit(mapped, donate_argnums=donated)
+
+        # Flat, since pmap hashes axes.
+        leaves, tree = jax.tree.flatten(divided)
+
+        def flat(state: tuple[Any, ...], data: Any, batch: Any) -> Any:
+            result = function(tree.unflatten(state), data, batch)
+            return (tuple(jax.tree.leaves(result[0])), result[1]) if donate else result
+
+        def without_axis(state: tuple[Any, ...], data: Any, batch: Any) -> Any:
+            parts = tuple(x[0] if each else x for each, x in zip(leaves, state, strict=True))
+            result = flat(parts, data, batch)
+            if not donate:
+                return result
+            state, others = result
+            return tuple(x[None] if e else x for e, x in zip(leaves, state, strict=True)), others
+
+        if self.mapping == "pmap":
+            axes = tuple(0 if each else None for each in leaves)
+            mapped = jax.pmap(
+                flat,
                 AXIS,
-                in_axes=(axes[0], None, 0),
-                out_axes=axes[1],
+                in_axes=(axes, None, 0),
+                out_axes=(axes, None) if donate else None,
                 devices=self.devices,
                 donate_argnums=donated,
             )  # pyright: ignore[reportArgumentType]
-        whole, cut = PartitionSpec(), PartitionSpec(AXIS)
-        specs = [jax.tree.map(lambda each: cut if each else whole, x) for x in (divided, returned)]
+        else:
+            specs = tuple(cut if each else whole for each in leaves)
+            mapped = jax.shard_map(
+                without_axis,
+                mesh=self.mesh,
+                in_specs=(specs, whole, cut),
+                out_specs=(specs, whole) if donate else whole,
+                check_vma=False,
+            )
+            mapped = jax.jit(mapped, donate_argnums=donated)
 
-        def without_axis(state: Any, data: Any, batch: Any) -> Any:
-            state = jax.tree.map(lambda each, x: x[0] if each else x, divided, state)
-            result = function(state, data, batch)
-            return jax.tree.map(lambda each, x: x[None] if each else x, returned, result)
+        def call(state: Any, data: Any, batch: Any) -> Any:
+            result = mapped(tuple(jax.tree.leaves(state)), data, batch)
+            return (tree.unflatten(result[0]), result[1]) if donate else result
 
-        # Without check_vma, collectives and their transposes behave as under pmap.
-        mapped = jax.shard_map(
-            without_axis,
-            mesh=self.mesh,
-            in_specs=(specs[0], whole, cut),
-            out_specs=specs[1],
-            check_vma=False,
-        )
-        return jax.jit(mapped, donate_argnums=donated)
+        return call
 
     def place(self, tree: Any, divided: Any = False) -> Any:
         """Copies a pytree of arrays, equal in every process, to all devices.

@@ -163,17 +163,18 @@ def _fit(tracks: list[Track], signals: Signals, quiet: bool) -> list[Result]:
     evaluate = make_evaluate(run)
     snapshot = make_snapshot(run.model) if config.similarity_every and writer else None
 
-    def variables(i: int) -> dict[str, Any]:
-        return together.take(run.whole(state.variables), i)
+    def variables() -> list[dict[str, Any]]:
+        """Of each run. All processes call it: banks may be divided over them."""
+        stacked = run.whole(state.variables)
+        return [together.take(stacked, i) for i in range(len(tracks))]
 
-    def write_similarity(epoch: int) -> None:
-        for i, track in enumerate(tracks):
+    def write_similarity(epoch: int, now: list[dict[str, Any]]) -> None:
+        for track, each in zip(tracks, now, strict=True):
             if snapshot:
-                matrices = snapshot(variables(i))
-                track.metrics.write("similarity", step, epoch=epoch, matrices=matrices)
+                track.metrics.write("similarity", step, epoch=epoch, matrices=snapshot(each))
 
     if step == 0:
-        write_similarity(0)
+        write_similarity(0, variables())
     pending: list[dict[str, jax.Array]] = []  # metrics of steps, perhaps not computed yet
     fetched, compiled = time.monotonic(), False
     try:
@@ -200,22 +201,24 @@ def _fit(tracks: list[Track], signals: Signals, quiet: bool) -> list[Result]:
                 for track in tracks:
                     track.write_line(step)
             if of_epoch == 0:
+                now_variables = variables()
                 scores = [
-                    track.finish_epoch(epoch, step, variables(i), evaluate)
-                    for i, track in enumerate(tracks)
+                    track.finish_epoch(epoch, step, each, evaluate)
+                    for track, each in zip(tracks, now_variables, strict=True)
                 ]
                 _show(bar, tracks, step, scores)
                 if epoch % max(config.similarity_every, 1) == 0 or epoch == config.epochs:
-                    write_similarity(epoch)
+                    write_similarity(epoch, now_variables)
             last = step == run.steps
             epoch_due = of_epoch == 0 and epoch % config.checkpoint_every == 0
             save = stop or last or save_due or epoch_due
+            stored = run.stored(state)
             for i, track in enumerate(tracks):
                 track.progress.seconds = time.monotonic() - started
                 if save:
                     notes = dataclasses.asdict(track.progress)
                     wait = bool(stop) or last
-                    track.newest.save(step, together.take(run.whole(state), i), notes, wait=wait)
+                    track.newest.save(step, together.take(stored, i), notes, wait=wait)
             if of_epoch == 0:
                 fetched = time.monotonic()  # validation and saving are not training
             if stop and not last:
@@ -230,9 +233,9 @@ def _fit(tracks: list[Track], signals: Signals, quiet: bool) -> list[Result]:
 
     # --- Test the last epoch, and the one with the best validation score
     results, errors = [], []
-    for i, track in enumerate(tracks):
+    for track, each in zip(tracks, variables(), strict=True):
         try:
-            results.append(track.finish(variables(i), evaluate))
+            results.append(track.finish(each, evaluate))
         except NonFinite as error:  # the other runs are finished first
             errors.append(error)
     if errors:
@@ -304,8 +307,7 @@ def _train_function(
         )(state, batch, seeds)
 
     step = make_train_step(run, run.config.seed) if together.count == 1 else steps
-    divided = run.divided(run.shapes)
-    mapped = run.devices.map(step, donate=True, divided=divided, returned=(divided, False))
+    mapped = run.devices.map(step, donate=True, divided=run.divided(run.shapes))
     data = None
     if isinstance(source, ArraySource):
         data = run.devices.place(source.arrays)

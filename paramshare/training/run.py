@@ -118,12 +118,16 @@ class Run:
             tree = jax.jit(lambda tree: cut_banks(tree, self.model, self.devices.count))(tree)
         return self.devices.place(tree, divided)
 
+    def stored(self, state: State) -> State:
+        """A state that `place` put on the devices, in the form that checkpoints take."""
+        return self.devices.across(state, self.divided(state)) if self.config.shard_banks else state
+
     def whole(self, tree: Any) -> Any:
-        """The inverse of `place`: a state, or variables, with whole banks. All processes call it."""
+        """Variables that `place` put on the devices, with whole banks. All processes call it."""
         if not self.config.shard_banks:
             return tree
-        shapes = self.shapes if isinstance(tree, State) else self.shapes.variables
-        return join_banks(self.devices.gather(tree, self.divided(tree)), shapes)
+        gathered = self.devices.gather(tree, self.divided(tree))
+        return join_banks(gathered, self.shapes.variables)
 
 
 def prepare(

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from paramshare.training.penalty import penalties
 from paramshare.layout import count_leaves
+from paramshare.training.penalty import penalties
 from paramshare.training.run import Run
 from paramshare.training.slices import BANKS, norm_over
 from paramshare.training.state import AXIS, State
@@ -30,11 +30,13 @@ def make_train_step(
     `batch` is `{"index": (b,)}`.
 
     Gradients are averaged over devices on `state.trainable`; expanded kernels are never
-    communicated, except with `config.shard_banks`: each device then holds a slice of every bank,
-    kernels are all-gathered, and gradients of banks are reduce-scattered. Randomness is a function of (seed, step, position in the global batch), so it does
-    not depend on the number of devices; only the model's own random streams, such as dropout, also
-    depend on the device. If the loss or a gradient is not finite on any device, this update and all
-    later ones are skipped; with `config.non_finite` "skip", only this one.
+    communicated. With `config.shard_banks`, each device holds a slice of every bank instead:
+    kernels are all-gathered, and gradients of banks are reduce-scattered.
+
+    Randomness is a function of (seed, step, position in the global batch), so it does not depend on
+    the number of devices; only the model's own random streams, such as dropout, also depend on the
+    device. If the loss or a gradient is not finite on any device, this update and all later ones
+    are skipped; with `config.non_finite` "skip", only this one.
 
     Metrics, the same on all devices:
       loss: mean over the batch of the sum of the task's losses.

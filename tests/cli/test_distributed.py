@@ -67,13 +67,15 @@ def end(process: subprocess.Popen) -> tuple[int, str, list[str]]:
 
 
 def test_the_first_process_writes_the_result_and_the_report(start, tmp_path):
-    first, second = map(end, start([], []))
+    first, second = map(end, start(*[["--shard-banks"]] * 2))
     assert (first[0], second[0]) == (0, 0), (first, second)
     assert "report         run/report.html" in first[1] and "report" not in second[1]
-    assert not first[2] and not second[2]
+    assert not first[2] and not second[2] and not second[1]
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["devices"].startswith("2 x") and result["last"]["count"] == 355
     assert (tmp_path / "run/report.html").is_file()
+    parts = tmp_path.glob("run/checkpoints/*/state/ocdbt.process_*")
+    assert {part.name[-1] for part in parts} == {"0", "1"}  # each has written its own
 
 
 def test_processes_that_differ_end_with_the_same_line(start, tmp_path):

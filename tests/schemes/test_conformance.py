@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from paramshare import SchemeError, Site
-from paramshare.schemes import Weights
+from paramshare.schemes import Sliced, Weights
+from paramshare.schemes.sliced import join
 
 KEY = jax.random.key(7)
 
@@ -275,6 +277,50 @@ def test_pmap_gives_every_device_the_same(one):
             rtol=1e-5,
             atol=1e-5,
         )
+
+
+def test_a_bank_divided_over_devices_makes_the_same_kernels(one):
+    """Bit for bit. The gradient of a slice is the slice of the gradient, summed over devices."""
+    devices = 3  # most arrays must be padded
+    sliced, weights = Sliced(one.scheme, "device", devices), drawn(one)
+
+    def squares(scheme: Any, bank: Any, weights: Weights) -> Any:
+        kernels = scheme.expand(weights._replace(bank=bank), one.sites)
+        return sum(jnp.sum(kernel**2) for kernel in kernels), kernels
+
+    def step(scheme: Any, weights: Weights) -> Any:
+        gradient = jax.grad(functools.partial(squares, scheme), has_aux=True)
+        return gradient(weights.bank, weights)
+
+    parts, kernels = jax.pmap(
+        functools.partial(step, sliced),
+        "device",
+        in_axes=(Weights(0, None, None),),  # pyright: ignore[reportArgumentType]
+        out_axes=(0, None),  # pyright: ignore[reportArgumentType]
+    )(weights._replace(bank=sliced.cut(weights.bank)))
+    for kernel, expected in zip(kernels, expand(one, weights), strict=True):
+        np.testing.assert_array_equal(kernel, expected)
+    whole, _ = jax.jit(functools.partial(step, one.scheme))(weights)
+    joined = jax.tree.map(lambda part, like: join(part, like.shape), parts, whole)
+    expected = jax.tree.map(lambda leaf: devices * leaf, whole)
+    chex.assert_trees_all_close(joined, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_divided_banks_communicate_in_the_compute_dtype(one):
+    """A model in bfloat16 gets what it would round the kernels to; whole banks stay exact."""
+    sliced, weights = Sliced(one.scheme, "device", 2, "bfloat16"), drawn(one)
+    expand_slices = jax.pmap(
+        lambda weights: sliced.expand(weights, one.sites),
+        "device",
+        in_axes=(Weights(0, None, None),),  # pyright: ignore[reportArgumentType]
+        out_axes=None,  # pyright: ignore[reportArgumentType]
+    )
+    slices = weights._replace(bank=sliced.cut(weights.bank))
+    for kernel, exact in zip(expand_slices(slices), expand(one, weights), strict=True):
+        assert kernel.dtype == exact.dtype
+        np.testing.assert_array_equal(kernel.astype(jnp.bfloat16), exact.astype(jnp.bfloat16))
+    gathers = re.findall(r"all_gather.*-> tensor<.*x(\w+)>", expand_slices.lower(slices).as_text())
+    assert set(gathers) == {"bf16" if one.scheme.entrywise else "f32"}
 
 
 def test_foreign_arrays_and_kernels_are_refused(one):

@@ -9,6 +9,7 @@ import pytest
 
 from paramshare import SchemeError, Site, Soft
 from paramshare.schemes import Weights
+from paramshare.schemes.soft import mix
 
 SIZES = [(1, 6), (2, 6), (4, 6), (6, 6), (9, 6), (3, 1), (8, 10)]
 
@@ -160,3 +161,17 @@ def test_matrices_of_sites():
     np.testing.assert_array_equal(site.from_matrix(matrix), kernel)
     vector = Site("b", (7,))
     assert (vector.fan_in, vector.fan_out, vector.matrix_shape) == (1, 7, (1, 7))
+
+
+@pytest.mark.parametrize(("k", "number"), [(2, 6), (4, 7), (8, 4)])
+def test_slices_of_templates_make_slices_of_kernels_bit_for_bit(k, number):
+    """An einsum over (l, k) and (k, p) is not rounded like that: it fails here for these sizes."""
+    row_key, template_key = jax.random.split(jax.random.key(0))
+    rows_LxK = jax.random.normal(row_key, (number, k))
+    templates_KxP = jax.random.normal(template_key, (k, 9216))
+    whole, start = jax.jit(mix)(rows_LxK, templates_KxP), 0
+    for end in (1, 38, 1190, 9216):
+        part = jax.jit(mix)(rows_LxK, templates_KxP[:, start:end])
+        np.testing.assert_array_equal(part, whole[:, start:end])
+        start = end
+    np.testing.assert_allclose(whole, np.float64(rows_LxK) @ np.float64(templates_KxP), atol=1e-5)

@@ -224,16 +224,14 @@ def test_gradient_flow_is_that_of_the_averaged_gradient_of_each_bank(
 
 def test_gradient_flow_covers_banks_at_any_depth():
     pair = {"left": jnp.array([1.0, -2.0]), "right": jnp.array([[3.0], [-6.0]])}
-    actual = flow(
-        {
-            "params": {},
-            "banks": {
-                "encoder": {"a": pair, "b": {"ring": jnp.array([0.5])}},
-                "c": {"kernel": jnp.array([-4.0])},
-            },
-        }
-    )
-    assert {name: float(value) for name, value in actual.items()} == {
+    gradient = {
+        "params": {},
+        "banks": {
+            "encoder": {"a": pair, "b": {"ring": jnp.array([0.5])}},
+            "c": {"kernel": jnp.array([-4.0])},
+        },
+    }
+    assert {name: float(value) for name, value in flow(gradient, gradient).items()} == {
         "gradient_mean/encoder/a": 3.0,
         "gradient_max/encoder/a": 6.0,
         "gradient_mean/encoder/b": 0.5,
@@ -241,7 +239,8 @@ def test_gradient_flow_covers_banks_at_any_depth():
         "gradient_mean/c": 4.0,
         "gradient_max/c": 4.0,
     }
-    assert flow({"params": {"kernel": jnp.ones(2)}}) == {}
+    plain = {"params": {"kernel": jnp.ones(2)}}
+    assert flow(plain, plain) == {}
 
 
 def test_a_data_set_on_the_device_gives_the_same_step(digits, config, network, stepper):
