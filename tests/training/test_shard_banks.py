@@ -61,7 +61,7 @@ def bank_bytes(state, device):
         (1, {}),
         (2, {"penalty": Penalty(orthogonality=1.0), "accumulate": 2}),
         (3, {"batch_size": 63, "mapping": "shard_map"}),
-        (4, {"optimizer": Optimizer(clip_norm=0.5), "gradient_flow": True}),
+        (4, {"optimizer": Optimizer(clip_norm=0.02), "gradient_flow": True}),
     ],
     ids=str,
 )
