@@ -157,6 +157,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="with --distributed: how long to wait for the other processes (default: 300)",
     )
     parser.add_argument(
+        "--heartbeat-timeout",
+        type=int,
+        default=HEARTBEAT_SECONDS,
+        metavar="SECONDS",
+        help="with --distributed: a process that is silent for so long is lost (default: "
+        f"{HEARTBEAT_SECONDS})",
+    )
+    parser.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
         help="with --distributed, where no cluster is found: address of process 0 and a free port",
@@ -168,10 +176,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def check_options(args: argparse.Namespace) -> None:
     """Raises `CommandError` unless the options fit each other."""
     by_hand = (args.coordinator, args.num_processes, args.process_id)
-    if not 1 <= args.init_timeout <= LONGEST:
-        raise CommandError(
-            f"--init-timeout is {args.init_timeout}; it must be 1 to {LONGEST:,} seconds"
-        )
+    timeouts = {
+        "--init-timeout": args.init_timeout,
+        "--heartbeat-timeout": args.heartbeat_timeout,
+    }
+    for option, seconds in timeouts.items():
+        if not 1 <= seconds <= LONGEST:
+            raise CommandError(f"{option} is {seconds}; it must be 1 to {LONGEST:,} seconds")
     if any(value is not None for value in by_hand):
         if not args.distributed or None in by_hand:
             raise CommandError(
@@ -210,7 +221,7 @@ def join(args: argparse.Namespace) -> None:
             args.num_processes,
             args.process_id,
             initialization_timeout=args.init_timeout,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=args.heartbeat_timeout,
         )
     except (RuntimeError, ValueError) as error:
         raise CommandError(

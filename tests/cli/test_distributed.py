@@ -89,7 +89,7 @@ def test_processes_that_differ_end_with_the_same_line(start, tmp_path):
 
 
 def test_a_process_that_is_lost_ends_the_others_with_one_line(start, tmp_path):
-    processes = start(*[["--epochs", "500"]] * 2)
+    processes = start(*[["--epochs", "500", "--heartbeat-timeout", "5"]] * 2)
     metrics = tmp_path / "run/metrics.jsonl"
     deadline = time.monotonic() + 100
     while not metrics.exists() or '"epoch": 1,' not in metrics.read_text():

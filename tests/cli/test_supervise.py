@@ -42,7 +42,7 @@ def test_an_error_of_ours_is_not_taken_for_a_lost_peer():
     ("options", "words"),
     [
         ({"init_timeout": 0}, "--init-timeout is 0; it must be 1 to"),
-        ({"init_timeout": 10**20}, "it must be 1 to 1,000,000 seconds"),
+        ({"heartbeat_timeout": 10**20}, "it must be 1 to 1,000,000 seconds"),
         ({"coordinator": "a:1"}, "go together, with --distributed"),
         ({"coordinator": "a:99999", "num_processes": 2, "process_id": 0}, "must be HOST:PORT"),
         ({"coordinator": "a:1", "num_processes": 0, "process_id": 0}, "--num-processes is 0"),
@@ -51,6 +51,8 @@ def test_an_error_of_ours_is_not_taken_for_a_lost_peer():
 )
 def test_options_that_do_not_fit(options, words):
     defaults = {"coordinator": None, "num_processes": None, "process_id": None}
-    args = argparse.Namespace(**({"distributed": True, "init_timeout": 300} | defaults | options))
+    args = argparse.Namespace(
+        **({"distributed": True, "init_timeout": 300, "heartbeat_timeout": 20} | defaults | options)
+    )
     with pytest.raises(CommandError, match=words):
         supervise.check_options(args)
