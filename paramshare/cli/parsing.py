@@ -5,7 +5,7 @@ from typing import NoReturn
 
 from paramshare.cli.errors import CommandError
 
-CHECKPOINTS = ("last", "best")
+CHECKPOINTS = ("last", "best", "ema")
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,5 +25,6 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         choices=CHECKPOINTS,
         default="last",
-        help="the newest state (last, the default), or the epoch selected by validation (best)",
+        help="the newest state (last, the default), the epoch selected by validation (best), or "
+        "the moving average in the newest state (ema)",
     )

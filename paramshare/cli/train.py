@@ -222,6 +222,8 @@ def describe(result: "Result", measures: Sequence["Measure"]) -> str:
             f"{'':<14} {result.selected.test.describe(score)} at epoch {result.selected.epoch}, "
             f"selected by validation ({score.format(result.selected.validation)} there)"
         )
+    if result.ema:
+        lines.append(f"{'':<14} {result.ema.describe(score)} with the moving average")
     for name, test in result.others.items():
         values = (f"{m.title} {m.format(test.measures[m.name])}" for m in measures)
         lines.append(f"  {name:<23} {', '.join(values)}")

@@ -1,5 +1,6 @@
 """Checkpoints, written and read with Orbax."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -107,7 +108,7 @@ class Checkpoints:
                 manager.save(
                     step,
                     args=ocp.args.Composite(
-                        state=ocp.args.StandardSave(arrays),
+                        state=ocp.args.StandardSave(_fields(arrays)),
                         notes=ocp.args.JsonSave(about | ({SLICES: slices} if slices else {})),
                     ),
                 )
@@ -145,8 +146,10 @@ class Checkpoints:
                     lambda path, leaf: np.empty(slices.get(_name(path), leaf.shape), leaf.dtype),
                     like,
                 )
-                args = ocp.args.Composite(state=ocp.args.StandardRestore(stored))
+                args = ocp.args.Composite(state=ocp.args.StandardRestore(_fields(stored)))
                 tree = jax.tree.map(np.asarray, read(args=args)["state"])
+            if dataclasses.is_dataclass(like):
+                tree = type(like)(**tree)
             digest = _digest(tree, notes.get("notes"), slices) if isinstance(notes, dict) else ""
             tree = jax.tree_util.tree_map_with_path(
                 lambda path, leaf, of: join(leaf, of.shape) if _name(path) in slices else leaf,
@@ -256,6 +259,14 @@ def _quieten_tensorstore() -> None:
 
     sys.unraisablehook = hook
     logging.getLogger("asyncio").addFilter(is_news)
+
+
+def _fields(tree: Any) -> Any:
+    """A state as a dictionary, without its empty fields, which older versions did not have."""
+    if not dataclasses.is_dataclass(tree):
+        return tree
+    fields = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree)}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _copied(leaf: Any) -> Any:

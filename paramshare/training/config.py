@@ -138,6 +138,9 @@ class Config:
     """What to do if a loss or gradient is not finite: stop, or skip the update and go on."""
     non_finite_limit: Count = 10
     """Skipped updates after which training stops."""
+    ema: Annotated[float, pydantic.Field(gt=0, lt=1)] | None = None
+    """Decay per step of an exponential moving average of the variables, which is validated, stored
+    and tested beside them, such as 0.999; None keeps none."""
     label_smoothing: Fraction = 0.0
     """Fraction of the target that is spread evenly over all classes; 0 keeps that of the task."""
     seed: Natural = 0

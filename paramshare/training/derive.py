@@ -20,7 +20,7 @@ from paramshare.training.loop import fit
 from paramshare.training.penalty import misfits, without
 from paramshare.training.result import Evaluation
 from paramshare.training.run import Run, prepare
-from paramshare.training.state import TRAINABLE, State
+from paramshare.training.state import TRAINABLE, first_state
 from paramshare.training.tied import tied_text
 from paramshare.training.workdir import (
     claim,
@@ -135,7 +135,8 @@ def load_run(
 
     Args:
       workdir: the workdir of a training run.
-      checkpoint: "last" for the newest state, "best" for the epoch selected by validation.
+      checkpoint: "last" for the newest state, "best" for the epoch selected by validation, "ema"
+        for the moving average in the newest state.
 
     Returns:
       The run, its variables, and their step.
@@ -179,13 +180,7 @@ def begin(
     variables = check_variables(run, variables)
     trainable = {name: variables[name] for name in TRAINABLE if name in variables}
     collections = {name: value for name, value in variables.items() if name not in TRAINABLE}
-    state = State(
-        jnp.zeros((), jnp.int32),
-        trainable,
-        collections,
-        run.optimizer.init(trainable),
-        jnp.zeros((), jnp.bool_),
-    )
+    state = first_state(trainable, collections, run.optimizer, run.config.ema is not None)
     with written_whole(workdir) as folder:
         claim(folder, run)
         write_origin(folder, origin)

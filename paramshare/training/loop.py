@@ -163,9 +163,11 @@ def _fit(tracks: list[Track], signals: Signals, quiet: bool) -> list[Result]:
     evaluate = make_evaluate(run)
     snapshot = make_snapshot(run.model) if config.similarity_every and writer else None
 
-    def variables() -> list[dict[str, Any]]:
-        """Of each run. All processes call it: banks may be divided over them."""
-        stacked = run.whole(state.variables)
+    def whole(variables: dict[str, Any] | None) -> list[Any]:
+        """Those of each run. All processes call it: banks may be divided over them."""
+        if variables is None:
+            return [None] * len(tracks)
+        stacked = run.whole(variables)
         return [together.take(stacked, i) for i in range(len(tracks))]
 
     def write_similarity(epoch: int, now: list[dict[str, Any]]) -> None:
@@ -174,7 +176,7 @@ def _fit(tracks: list[Track], signals: Signals, quiet: bool) -> list[Result]:
                 track.metrics.write("similarity", step, epoch=epoch, matrices=snapshot(each))
 
     if step == 0:
-        write_similarity(0, variables())
+        write_similarity(0, whole(state.variables))
     pending: list[dict[str, jax.Array]] = []  # metrics of steps, perhaps not computed yet
     fetched, compiled = time.monotonic(), False
     try:
@@ -201,14 +203,14 @@ def _fit(tracks: list[Track], signals: Signals, quiet: bool) -> list[Result]:
                 for track in tracks:
                     track.write_line(step)
             if of_epoch == 0:
-                now_variables = variables()
+                variables, averages = whole(state.variables), whole(state.ema)
                 scores = [
-                    track.finish_epoch(epoch, step, each, evaluate)
-                    for track, each in zip(tracks, now_variables, strict=True)
+                    track.finish_epoch(epoch, step, each, average, evaluate)
+                    for track, each, average in zip(tracks, variables, averages, strict=True)
                 ]
                 _show(bar, tracks, step, scores)
                 if epoch % max(config.similarity_every, 1) == 0 or epoch == config.epochs:
-                    write_similarity(epoch, now_variables)
+                    write_similarity(epoch, variables)
             last = step == run.steps
             epoch_due = of_epoch == 0 and epoch % config.checkpoint_every == 0
             save = stop or last or save_due or epoch_due
@@ -233,9 +235,10 @@ def _fit(tracks: list[Track], signals: Signals, quiet: bool) -> list[Result]:
 
     # --- Test the last epoch, and the one with the best validation score
     results, errors = [], []
-    for track, each in zip(tracks, variables(), strict=True):
+    of_runs = zip(tracks, whole(state.variables), whole(state.ema), strict=True)
+    for track, variables, average in of_runs:
         try:
-            results.append(track.finish(each, evaluate))
+            results.append(track.finish(variables, average, evaluate))
         except NonFinite as error:  # the other runs are finished first
             errors.append(error)
     if errors:

@@ -130,6 +130,8 @@ class Result(_Stored):
     """On the data set's further test sets, by name, with the parameters of the last epoch."""
     selected: Selected | None = None
     """The epoch with the highest validation score; None without validation."""
+    ema: Evaluation | None = None
+    """On the test set, with the moving average at the end; None if none was kept."""
     seconds: float = 0.0
     """Wall time of the whole run, over all its parts if it was resumed."""
     images_per_second: float | None = None
@@ -143,6 +145,7 @@ class Result(_Stored):
 
     def __post_init__(self) -> None:
         tests = [self.last, *self.others.values(), *([self.selected.test] if self.selected else [])]
+        tests += [self.ema] if self.ema else []
         for test in tests:
             if self.score.name not in test.measures:
                 raise ValueError(f"score {self.score.name!r} is none of {sorted(test.measures)}")

@@ -91,7 +91,8 @@ class Run:
 
     def init(self) -> State:
         """The initial state; call it under `jax.jit`."""
-        return init_state(self.model, self.optimizer, self.data.input_shape, self.config.seed)
+        shape, ema = self.data.input_shape, self.config.ema is not None
+        return init_state(self.model, self.optimizer, shape, self.config.seed, ema)
 
     @functools.cached_property
     def shapes(self) -> State:

@@ -23,6 +23,7 @@ class State:
       collections: the model's other collections, such as `batch_stats`.
       optimizer: the optimizer's state, for `trainable`.
       failed: whether a loss or gradient was not finite; after that the state no longer changes.
+      ema: the moving average of `variables`; None for none.
     """
 
     step: jax.Array
@@ -30,6 +31,7 @@ class State:
     collections: dict[str, Any]
     optimizer: optax.OptState
     failed: jax.Array
+    ema: dict[str, Any] | None = None
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -42,10 +44,18 @@ def init_state(
     optimizer: optax.GradientTransformation,
     input_shape: tuple[int, ...],
     seed: int,
+    ema: bool = False,
 ) -> State:
     """The initial state, a pure function of the seed.
 
     Under `jax.jit`, no weight is drawn that a bank replaces.
+
+    Args:
+      model: the network.
+      optimizer: the update rule.
+      input_shape: (H, W, C).
+      seed: the seed.
+      ema: whether to keep a moving average of the variables.
     """
     inputs = jnp.zeros((1, *input_shape), jnp.float32)
     variables = model.init(jax.random.key(seed), inputs, train=False)
@@ -56,13 +66,49 @@ def init_state(
     except TypeError:  # a list or an array is among its attributes
         names = names.__wrapped__
     collections = {name: variables[name] for name in names(model, input_shape)}
+    return first_state(trainable, collections, optimizer, ema)
+
+
+def first_state(
+    trainable: dict[str, Any],
+    collections: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    ema: bool,
+) -> State:
+    """The state at step 0, with these variables."""
     return State(
         jnp.zeros((), jnp.int32),
         trainable,
         collections,
         optimizer.init(trainable),
         jnp.zeros((), jnp.bool_),
+        {**trainable, **collections} if ema else None,
     )
+
+
+def moved(
+    average: dict[str, Any], variables: dict[str, Any], decay: float, step: jax.Array
+) -> dict[str, Any]:
+    """The moving average after one more step: decay * average + (1 - decay) * variables.
+
+    Early on, the decay is at most (1 + step) / (10 + step), so that the initial values are soon
+    forgotten (as in TensorFlow's `ExponentialMovingAverage` with `num_updates`). What is not
+    floating-point is copied.
+
+    Args:
+      average: the average so far.
+      variables: the new variables.
+      decay: 0 to 1.
+      step: updates made before this one.
+    """
+    rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+    def leaf(old: jax.Array, new: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(new.dtype, jnp.inexact):
+            return new
+        return old + (1 - rate).astype(old.dtype) * (new - old)
+
+    return jax.tree.map(leaf, average, variables)
 
 
 @functools.lru_cache(maxsize=16)

@@ -14,7 +14,7 @@ from paramshare.layout import count_leaves
 from paramshare.training.penalty import penalties
 from paramshare.training.run import Run
 from paramshare.training.slices import BANKS, norm_over
-from paramshare.training.state import AXIS, State
+from paramshare.training.state import AXIS, State, moved
 
 Batch = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -113,7 +113,12 @@ def make_train_step(
                 gradient, state.optimizer, state.trainable
             )
             trainable: Any = optax.apply_updates(state.trainable, updates)
-            return State(state.step + 1, trainable, collections, optimizer_state, state.failed)
+            average = state.ema
+            if average is not None:
+                average = moved(average, {**trainable, **collections}, config.ema, state.step)
+            return State(
+                state.step + 1, trainable, collections, optimizer_state, state.failed, average
+            )
 
         def leave() -> State:
             if config.non_finite == "skip":

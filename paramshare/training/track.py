@@ -184,9 +184,21 @@ class Track:
         self.window, self.last = [], self.window
 
     def finish_epoch(
-        self, epoch: int, step: int, variables: dict[str, Any], evaluate: Evaluate
+        self,
+        epoch: int,
+        step: int,
+        variables: dict[str, Any],
+        average: dict[str, Any] | None,
+        evaluate: Evaluate,
     ) -> float | None:
         """Validates, stores the variables if they are the best so far, and writes the epoch's line.
+
+        Args:
+          epoch: counted from 1.
+          step: updates made.
+          variables: the variables after this epoch.
+          average: their moving average, which is validated too; None for none.
+          evaluate: measures variables on a set.
 
         Returns:
           The validation score; None if this epoch is not validated.
@@ -214,11 +226,36 @@ class Track:
                 progress.best_score, progress.best_epoch, progress.best_step = value, epoch, step
                 # On disk before any checkpoint that refers to it.
                 self.best.save(step, variables, {"epoch": epoch, "validation": value}, wait=True)
+            if average is not None:
+                line |= self._validate_average(epoch, average, evaluate)
         self.metrics.write("epoch", step, **line)
         return value
 
-    def finish(self, variables: dict[str, Any], evaluate: Evaluate) -> Result:
-        """Evaluates the last and the selected epoch on the test set, and writes the result."""
+    def _validate_average(
+        self, epoch: int, average: dict[str, Any], evaluate: Evaluate
+    ) -> dict[str, float]:
+        run = self.run
+        try:
+            evaluation = evaluate(average, run.data.of_phase("validation", run.phase(epoch - 1)))
+        except NonFinite as error:
+            warn(f"validation of the moving average after epoch {epoch}: {error}")
+            return {}
+        score = run.task.score.name
+        return {
+            "ema_validation_loss": evaluation.loss,
+            f"ema_validation_{score}": evaluation.measures[score],
+        }
+
+    def finish(
+        self, variables: dict[str, Any], average: dict[str, Any] | None, evaluate: Evaluate
+    ) -> Result:
+        """Evaluates the last and the selected epoch on the test set, and writes the result.
+
+        Args:
+          variables: the variables at the end.
+          average: their moving average, which is tested too; None for none.
+          evaluate: measures variables on a set.
+        """
         run, progress = self.run, self.progress
         try:
             last = evaluate(variables, run.data.test)
@@ -242,6 +279,12 @@ class Track:
                 selected = Selected(progress.best_epoch, progress.best_score, test)
             except (CheckpointError, ProcessError, NonFinite) as error:
                 warn(f"the result has no selected epoch: {error}")
+        ema = None
+        if average is not None:
+            try:
+                ema = evaluate(average, run.data.test)
+            except NonFinite as error:
+                warn(f"the result leaves out the moving average: {error}")
         if progress.training_examples:
             speed = round(progress.training_examples / progress.training_seconds, 1)
         result = Result(
@@ -254,6 +297,7 @@ class Track:
             last=last,
             others=others,
             selected=selected,
+            ema=ema,
             seconds=round(progress.seconds, 1),
             images_per_second=speed,
             devices=f"{run.devices.count} x {run.devices.devices[0].device_kind}",

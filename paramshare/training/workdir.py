@@ -204,13 +204,18 @@ def stored_variables(
     Args:
       workdir: the workdir of a training run.
       shapes: the run's state, as arrays or `jax.ShapeDtypeStruct`s.
-      checkpoint: "last" for the newest state, "best" for the epoch selected by validation.
+      checkpoint: "last" for the newest state, "best" for the epoch selected by validation, "ema"
+        for the moving average in the newest state.
 
     Raises:
-      ConfigError: if the run has selected no epoch.
+      ConfigError: if the run has selected no epoch, or keeps no average.
       CheckpointError: if there is no state, or it cannot be read.
     """
     best = checkpoint == "best"
+    if checkpoint == "ema" and shapes.ema is None:
+        raise ConfigError(
+            f"run {workdir} keeps no moving average (`train --ema`); use --checkpoint last"
+        )
     with Checkpoints(workdir / ("best" if best else "checkpoints")) as checkpoints:
         step = checkpoints.latest
         if best and step is None:
@@ -218,7 +223,8 @@ def stored_variables(
                 f"run {workdir} has selected no epoch by validation; use --checkpoint last"
             )
         tree, _ = checkpoints.restore(shapes.variables if best else shapes, step)
-    return tree if best else tree.variables, int(step or 0)
+    variables = tree if best else tree.ema if checkpoint == "ema" else tree.variables
+    return variables, int(step or 0)
 
 
 def stored_network(workdir: pathlib.Path) -> tuple[Config, RunFacts, nn.Module]:
@@ -246,5 +252,6 @@ def network_variables(
       ConfigError, CheckpointError: as `stored_variables`.
     """
     rule = optimizer(config, learning_rate(config, 1))
-    shapes = jax.eval_shape(lambda: init_state(model, rule, facts.input_shape, config.seed))
+    ema = config.ema is not None
+    shapes = jax.eval_shape(lambda: init_state(model, rule, facts.input_shape, config.seed, ema))
     return stored_variables(workdir, shapes, checkpoint)
