@@ -239,7 +239,7 @@ def killed(out: pathlib.Path, count: int, kills: int, draw: random.Random) -> li
 
 def main() -> None:
     """Runs the study."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--processes", type=int, nargs="*", default=[2, 4])
     parser.add_argument("--runs", type=int, default=20, help="undisturbed runs for each of them")

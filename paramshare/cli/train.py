@@ -55,6 +55,11 @@ def add_own_options(parser: argparse.ArgumentParser) -> None:
         help="train one network per seed, all at once, in DIR/seed0, DIR/seed1, ...; "
         "for an accelerator that one small network does not fill (slower on a CPU)",
     )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="trace ten steps into DIR/profile, for TensorBoard's profiler or ui.perfetto.dev",
+    )
     supervise.add_options(parser)
 
 
@@ -79,7 +84,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
             runs, workdirs = _runs(args, file, overrides)
             if args.init_from is not None:
                 _init_from(args, runs, workdirs)
-        results = fit_together(runs, workdirs)
+        results = fit_together(runs, workdirs, profile=args.profile)
     for trained, folder, result in zip(runs, workdirs, results, strict=True):
         report(trained, folder, result)
     return 0

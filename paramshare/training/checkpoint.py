@@ -39,12 +39,13 @@ class Checkpoints:
 
     Args:
       folder: created when the first checkpoint is written.
-      keep: how many checkpoints to keep.
+      keep: how many of the newest checkpoints to keep.
+      period: keep checkpoints whose step is a multiple of it too; 0 for none.
     """
 
-    def __init__(self, folder: str | pathlib.Path, keep: int = KEPT):
+    def __init__(self, folder: str | pathlib.Path, keep: int = KEPT, period: int = 0):
         self.folder = pathlib.Path(folder).absolute()
-        self.keep = keep
+        self.keep, self.period = keep, period
         self._manager: ocp.CheckpointManager | None = None
 
     def __enter__(self) -> "Checkpoints":
@@ -215,6 +216,7 @@ class Checkpoints:
             name = f"{self.folder.parent.name}-{self.folder.name}"
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self.keep,
+                keep_period=self.period or None,
                 create=True,
                 multiprocessing_options=MultiprocessingOptions(barrier_sync_key_prefix=name),
             )

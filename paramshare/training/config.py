@@ -22,6 +22,9 @@ LOG_ONLY_FIELDS = (
     "tensorboard",
     "checkpoint_every",
     "checkpoint_steps",
+    "checkpoint_minutes",
+    "keep_last",
+    "keep_every",
     "gradient_flow",
     "similarity_every",
 )
@@ -154,10 +157,18 @@ class Config:
     """Steps between lines of metrics.jsonl."""
     validate_every: Count = 1
     """Epochs between validations."""
+    validate_steps: Natural = 0
+    """Steps between further validations, for long epochs; 0 for none."""
     checkpoint_every: Count = 1
     """Epochs between checkpoints."""
     checkpoint_steps: Natural = 0
     """Steps between further checkpoints, for long epochs; 0 for none."""
+    checkpoint_minutes: NotNegative = 0.0
+    """Minutes between further checkpoints, each saved with a line of metrics; 0 for none."""
+    keep_last: Annotated[int, pydantic.Field(ge=1, lt=2**31)] = 2
+    """How many of the newest checkpoints to keep."""
+    keep_every: Natural = 0
+    """Checkpoints to keep for good: those whose step is a multiple of this; 0 for none."""
     tensorboard: bool = False
     """Write TensorBoard event files too."""
     gradient_flow: bool = False

@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import json
 import pathlib
+import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,20 +14,22 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from paramshare.data import ArraySource, Dataset, train_batches, train_indices
+from paramshare.data import Dataset
 from paramshare.errors import warn
 from paramshare.measure.snapshots import make_snapshot
 from paramshare.storage import local_path
 from paramshare.training import config as configs
+from paramshare.training.callbacks import Callback, Moment
 from paramshare.training.checkpoint import CheckpointError
 from paramshare.training.config import Config, ConfigError
 from paramshare.training.evaluation import NonFinite, make_evaluate
-from paramshare.training.processes import agree, check_shared, united, versions
+from paramshare.training.processes import agree, check_shared, exchange, united, versions
+from paramshare.training.profile import Profile
+from paramshare.training.program import Together, inputs, train_function
 from paramshare.training.result import Result
 from paramshare.training.run import Run, check_batch, check_together, prepare
 from paramshare.training.signals import Interrupted, Signals
 from paramshare.training.state import State
-from paramshare.training.step import make_train_step
 from paramshare.training.track import Progress, Track, mean
 from paramshare.training.workdir import LOCK, RESULT, claim, locked
 
@@ -40,6 +44,7 @@ def train(
     data: Dataset | None = None,
     devices: Sequence[Any] | None = None,
     quiet: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Trains a network, or resumes an interrupted run.
 
@@ -56,6 +61,8 @@ def train(
       data: a data set to use instead of the configured one.
       devices: all available devices by default.
       quiet: show no progress bar.
+      callbacks: functions that are called after each line of metrics, after each epoch, and at the
+        end, with a `paramshare.training.callbacks.Moment`.
 
     Returns:
       The result, as in `result.json`.
@@ -71,16 +78,28 @@ def train(
 
     While it trains, the workdir is locked: another training there raises `ConfigError`.
     """
-    return fit(prepare(config, model=model, data=data, devices=devices), workdir, quiet=quiet)
+    run = prepare(config, model=model, data=data, devices=devices)
+    return fit(run, workdir, quiet=quiet, callbacks=callbacks)
 
 
-def fit(run: Run, workdir: str | pathlib.Path, *, quiet: bool = False) -> Result:
+def fit(
+    run: Run,
+    workdir: str | pathlib.Path,
+    *,
+    quiet: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
     """Trains a run that `prepare` built; see `train`."""
-    return fit_together([run], [workdir], quiet=quiet)[0]
+    return fit_together([run], [workdir], quiet=quiet, callbacks=callbacks)[0]
 
 
 def fit_together(
-    runs: Sequence[Run], workdirs: Sequence[str | pathlib.Path], *, quiet: bool = False
+    runs: Sequence[Run],
+    workdirs: Sequence[str | pathlib.Path],
+    *,
+    quiet: bool = False,
+    callbacks: Sequence[Callback] = (),
+    profile: bool = False,
 ) -> list[Result]:
     """Trains several networks in one program, with `jax.vmap`. They differ only in their seed.
 
@@ -95,6 +114,8 @@ def fit_together(
       runs: as `prepare` returns them; equal except for `seed`, with the same training set.
       workdirs: one per run, as in `train`.
       quiet: show no progress bar.
+      callbacks: as for `train`; called for each run in turn.
+      profile: trace a few steps into the folder `profile` of the first workdir.
 
     Returns:
       The result of each run.
@@ -133,13 +154,20 @@ def fit_together(
         ]
         if waiting:
             tracks = [Track(run, workdir, stack) for run, workdir in waiting]
-            results |= dict(
-                zip((workdir for _, workdir in waiting), _fit(tracks, signals, quiet), strict=True)
-            )
+            folder = waiting[0][1] / "profile" if profile else None
+            fitted = _fit(tracks, signals, stack, quiet, callbacks, folder)
+            results |= dict(zip((workdir for _, workdir in waiting), fitted, strict=True))
     return [results[workdir] for workdir in workdirs]
 
 
-def _fit(tracks: list[Track], signals: Signals, quiet: bool) -> list[Result]:
+def _fit(
+    tracks: list[Track],
+    signals: Signals,
+    stack: contextlib.ExitStack,
+    quiet: bool,
+    callbacks: Sequence[Callback],
+    profile: pathlib.Path | None,
+) -> list[Result]:
     run, config = tracks[0].run, tracks[0].run.config
 
     # --- Resume or start
@@ -149,17 +177,18 @@ def _fit(tracks: list[Track], signals: Signals, quiet: bool) -> list[Result]:
     for track, (state, progress) in zip(tracks, stored, strict=True):
         track.start(state, progress)
     states = [state for state, _ in stored]
-    together = _Together(len(tracks))
+    together = Together(len(tracks))
     state = run.place(together.stack(states))
     writer = jax.process_index() == 0
     idle = config.without_effect()
     if idle and writer and not quiet:
         warn(f"these settings have no effect: {'; '.join(idle)}")
     bar = _bar(tracks, step, hidden=quiet or not writer)
+    bar.set_postfix_str("compiling ...")
     started = time.monotonic() - max(track.progress.seconds for track in tracks)
 
     # --- Train and validate
-    update = _train_function([track.run for track in tracks], together)
+    update = train_function([track.run for track in tracks], together)
     evaluate = make_evaluate(run)
     snapshot = make_snapshot(run.model) if config.similarity_every and writer else None
 
@@ -177,13 +206,28 @@ def _fit(tracks: list[Track], signals: Signals, quiet: bool) -> list[Result]:
 
     if step == 0:
         write_similarity(0, whole(state.variables))
+
+    def told(kind: Any, metrics: list[dict[str, Any]]) -> int:
+        """Calls the callbacks; the signal to stop with, or 0."""
+        stopped = False
+        for i, (track, values) in enumerate(zip(tracks, metrics, strict=True)):
+            moment = Moment(kind, track.run, step, values, lambda i=i: whole(state.variables)[i])
+            for callback in callbacks:
+                callback(moment)
+            stopped = stopped or moment.stopped
+        return signal.SIGINT if stopped else 0
+
     pending: list[dict[str, jax.Array]] = []  # metrics of steps, perhaps not computed yet
-    fetched, compiled = time.monotonic(), False
+    saved = fetched = time.monotonic()
+    compiled = False
+    profiler = stack.enter_context(Profile(profile)) if profile else None
     try:
-        for inputs in _inputs([track.run for track in tracks], step):
-            state, metrics = update(state, inputs)
+        for batch in inputs([track.run for track in tracks], step):
+            state, metrics = update(state, batch)
             pending.append(metrics)
             step += 1
+            if profiler:
+                profiler.step(state)
             epoch, of_epoch = divmod(step, run.steps_per_epoch)
             stop = signals.stop(step)
             line_due = step % config.log_every == 0 or of_epoch == 0
@@ -200,15 +244,24 @@ def _fit(tracks: list[Track], signals: Signals, quiet: bool) -> list[Result]:
                 pending, fetched, compiled = [], now, True
                 _show(bar, tracks, step)
             if line_due:
-                for track in tracks:
-                    track.write_line(step)
-            if of_epoch == 0:
+                written = [track.write_line(step) for track in tracks]
+                stop = told("line", written) or stop
+                if config.checkpoint_minutes:  # by the clock of the first process
+                    minutes = json.loads(exchange(json.dumps(time.monotonic() - saved))[0]) / 60
+                    save_due = save_due or minutes >= config.checkpoint_minutes
+            between = config.validate_steps and step % config.validate_steps == 0
+            if of_epoch == 0 or between:
                 variables, averages = whole(state.variables), whole(state.ema)
-                scores = [
-                    track.finish_epoch(epoch, step, each, average, evaluate)
-                    for track, each, average in zip(tracks, variables, averages, strict=True)
+                of_runs = zip(tracks, variables, averages, strict=True)
+                finish = Track.validate_between if of_epoch else Track.finish_epoch
+                validated = [
+                    finish(t, -(-step // run.steps_per_epoch), step, v, a, evaluate)
+                    for t, v, a in of_runs
                 ]
-                _show(bar, tracks, step, scores)
+                _show(bar, tracks, step, [value for value, _ in validated])
+                fetched = time.monotonic()  # validation and saving are not training
+            if of_epoch == 0:
+                stop = told("epoch", [line for _, line in validated]) or stop
                 if epoch % max(config.similarity_every, 1) == 0 or epoch == config.epochs:
                     write_similarity(epoch, variables)
             last = step == run.steps
@@ -221,8 +274,10 @@ def _fit(tracks: list[Track], signals: Signals, quiet: bool) -> list[Result]:
                     notes = dataclasses.asdict(track.progress)
                     wait = bool(stop) or last
                     track.newest.save(step, together.take(stored, i), notes, wait=wait)
+            if save:
+                saved = time.monotonic()
             if of_epoch == 0:
-                fetched = time.monotonic()  # validation and saving are not training
+                fetched = time.monotonic()
             if stop and not last:
                 folders = " and ".join(str(track.newest.folder) for track in tracks)
                 raise Interrupted(
@@ -243,6 +298,8 @@ def _fit(tracks: list[Track], signals: Signals, quiet: bool) -> list[Result]:
             errors.append(error)
     if errors:
         raise errors[0]
+    if callbacks:
+        told("end", [result.as_json() for result in results])
     return results
 
 
@@ -279,72 +336,6 @@ def _common_steps(tracks: list[Track]) -> list[int]:
             "new workdirs"
         )
     return sorted(common, reverse=True)
-
-
-class _Together:
-    """States of several runs stacked along a first axis; the state of a single run unchanged."""
-
-    def __init__(self, count: int):
-        self.count = count
-
-    def stack(self, trees: list[Any]) -> Any:
-        if self.count == 1:
-            return trees[0]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *map(jax.device_get, trees))
-
-    def take(self, tree: Any, i: int) -> Any:
-        return tree if self.count == 1 else jax.tree.map(lambda leaf: leaf[i], tree)
-
-
-def _train_function(
-    runs: list[Run], together: _Together
-) -> Callable[[State, Any], tuple[State, dict[str, jax.Array]]]:
-    """`(state, inputs) -> (state, metrics)`, with the training set on the devices if it fits."""
-    run, source = runs[0], runs[0].data.train
-
-    def steps(state: State, data: Any, batch: Any) -> Any:
-        seeds = np.array([each.config.seed for each in runs])
-        return jax.vmap(
-            lambda state, batch, seed: make_train_step(run, seed)(state, data, batch),
-            in_axes=(0, 1, 0),
-        )(state, batch, seeds)
-
-    step = make_train_step(run, run.config.seed) if together.count == 1 else steps
-    mapped = run.devices.map(step, donate=True, divided=run.divided(run.shapes))
-    data = None
-    if isinstance(source, ArraySource):
-        data = run.devices.place(source.arrays)
-    return lambda state, inputs: mapped(state, data, run.devices.cut(inputs))
-
-
-def _inputs(runs: list[Run], start: int) -> Iterator[dict[str, Any]]:
-    """This process's batch of every step from `start` to the last.
-
-    If the training set is on the device, a batch is its indices (b,), or (b, runs) for several
-    runs, because each has its own order.
-    """
-    run, size = runs[0], runs[0].config.batch_size
-    process, processes = jax.process_index(), jax.process_count()
-    if not isinstance(run.data.train, ArraySource):
-        batches = train_batches(
-            run.data.train,
-            size,
-            run.config.seed,
-            start,
-            process_index=process,
-            process_count=processes,
-        )
-        yield from (batch for _, batch in zip(range(start, run.steps), batches, strict=False))
-        return
-    mine = slice(process * size // processes, (process + 1) * size // processes)
-    examples = run.data.phase_examples
-    for step in range(start, run.steps):
-        first = run.phase(step // run.steps_per_epoch) * examples
-        orders = [
-            (first + train_indices(examples, size, each.config.seed, step)[mine]).astype(np.int32)
-            for each in runs
-        ]
-        yield {"index": orders[0] if len(runs) == 1 else np.stack(orders, axis=1)}
 
 
 def _fetch(

@@ -12,16 +12,21 @@ from paramshare.storage import json_text, not_written, write_text
 from paramshare.training.checkpoint import CheckpointError
 
 METRICS = "metrics.jsonl"
-NUMBERED = {"train": ("step",), "epoch": ("step", "epoch"), "similarity": ("step", "epoch")}
+NUMBERED = {
+    "train": ("step",),
+    "epoch": ("step", "epoch"),
+    "validation": ("step",),
+    "similarity": ("step", "epoch"),
+}
 LARGEST = sys.float_info.max
 
 
 class MetricsFile:
     """`metrics.jsonl`: one JSON object a line, each with `step` and `kind`.
 
-    The kinds are "train", "epoch" and "similarity". Opening the file for a resumed run drops the
-    lines after the step that the run resumes from, so no line appears twice; a run that starts at
-    step 0 keeps none.
+    The kinds are "train", "epoch", "validation" (between epochs) and "similarity". Opening the file
+    for a resumed run drops the lines after the step that the run resumes from, so no line appears
+    twice; a run that starts at step 0 keeps none.
 
     Args:
       folder: the workdir.

@@ -115,8 +115,9 @@ class Run:
     def place(self, tree: Any) -> Any:
         """Copies a state, or variables, to the devices, as the mapped steps take them."""
         divided = self.divided(tree)
-        if self.config.shard_banks:
-            tree = jax.jit(lambda tree: cut_banks(tree, self.model, self.devices.count))(tree)
+        model = self.model
+        if self.config.shard_banks and isinstance(model, Shared):
+            tree = jax.jit(lambda tree: cut_banks(tree, model, self.devices.count))(tree)
         return self.devices.place(tree, divided)
 
     def stored(self, state: State) -> State:

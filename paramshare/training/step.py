@@ -114,7 +114,7 @@ def make_train_step(
             )
             trainable: Any = optax.apply_updates(state.trainable, updates)
             average = state.ema
-            if average is not None:
+            if average is not None and config.ema is not None:
                 average = moved(average, {**trainable, **collections}, config.ema, state.step)
             return State(
                 state.step + 1, trainable, collections, optimizer_state, state.failed, average

@@ -85,7 +85,8 @@ class Track:
 
     def __init__(self, run: Run, workdir: pathlib.Path, stack: contextlib.ExitStack):
         self.run, self.workdir = run, workdir
-        self.newest = stack.enter_context(Checkpoints(workdir / "checkpoints"))
+        keep = {"keep": run.config.keep_last, "period": run.config.keep_every}
+        self.newest = stack.enter_context(Checkpoints(workdir / "checkpoints", **keep))
         self.best = stack.enter_context(Checkpoints(workdir / "best", keep=1))
         self.progress = Progress()
         self.window: list[dict[str, float]] = []  # metrics of steps since the last line
@@ -167,10 +168,10 @@ class Track:
         self.progress.add(lines, epoch_metrics(self.run, lines[0]) if lines else ())
         self.window += lines
 
-    def write_line(self, step: int) -> None:
+    def write_line(self, step: int) -> dict[str, float]:
         """Writes the means since the last line; of `gradient_max/BANK` the maximum."""
         if not self.window:  # all were skipped
-            return
+            return {}
         first = epoch_metrics(self.run, self.window[0])
         others = (name for name in self.window[0] if name not in (*first, "finite"))
         line = {
@@ -180,8 +181,10 @@ class Track:
             for name in (*first, *others)
         }
         rate = float(np.asarray(self.run.rate(step - 1)))
-        self.metrics.write("train", step, **line, learning_rate=rate)
+        line["learning_rate"] = rate
+        self.metrics.write("train", step, **line)
         self.window, self.last = [], self.window
+        return line
 
     def finish_epoch(
         self,
@@ -190,7 +193,7 @@ class Track:
         variables: dict[str, Any],
         average: dict[str, Any] | None,
         evaluate: Evaluate,
-    ) -> float | None:
+    ) -> tuple[float | None, dict[str, Any]]:
         """Validates, stores the variables if they are the best so far, and writes the epoch's line.
 
         Args:
@@ -201,50 +204,69 @@ class Track:
           evaluate: measures variables on a set.
 
         Returns:
-          The validation score; None if this epoch is not validated.
+          The validation score, None if this epoch is not validated; and the line.
         """
-        run, progress = self.run, self.progress
-        score, phase, value = run.task.score.name, run.phase(epoch - 1), None
+        run = self.run
         line: dict[str, Any] = {"epoch": epoch}
-        line |= {"phase": phase + 1} if run.data.phases > 1 else {}
-        line |= progress.means()
-        if len(run.data.validation) and (
-            epoch % run.config.validate_every == 0 or epoch == run.config.epochs
-        ):
+        line |= {"phase": run.phase(epoch - 1) + 1} if run.data.phases > 1 else {}
+        line |= self.progress.means()
+        if epoch % run.config.validate_every == 0 or epoch == run.config.epochs:
+            line |= self._validate(epoch, step, variables, average, evaluate)
+        self.metrics.write("epoch", step, **line)
+        return line.get(f"validation_{run.task.score.name}"), line
+
+    def validate_between(
+        self,
+        epoch: int,
+        step: int,
+        variables: dict[str, Any],
+        average: dict[str, Any] | None,
+        evaluate: Evaluate,
+    ) -> tuple[float | None, dict[str, Any]]:
+        """As `finish_epoch`, within an epoch."""
+        line = self._validate(epoch, step, variables, average, evaluate)
+        if line:
+            self.metrics.write("validation", step, **line)
+        return line.get(f"validation_{self.run.task.score.name}"), line
+
+    def _validate(
+        self,
+        epoch: int,
+        step: int,
+        variables: dict[str, Any],
+        average: dict[str, Any] | None,
+        evaluate: Evaluate,
+    ) -> dict[str, float]:
+        """What is measured on the validation set; stores the variables if they are the best."""
+        run, progress = self.run, self.progress
+        score, phase, line = run.task.score.name, run.phase(epoch - 1), {}
+        if not len(run.data.validation):
+            return line
+        source = run.data.of_phase("validation", phase)
+        for prefix, measured in (("", variables), ("ema_", average)):
+            if measured is None:
+                continue
             try:
-                evaluation = evaluate(variables, run.data.of_phase("validation", phase))
+                evaluation = evaluate(measured, source)
             except NonFinite as error:
-                warn(f"validation after epoch {epoch}: {error}; the epoch will not be selected")
-                self.metrics.write("epoch", step, **line)
-                return None
+                of = " of the moving average" if prefix else ""
+                selected = "" if prefix else "; they will not be selected"
+                warn(f"validation{of} in epoch {epoch}, step {step}: {error}{selected}")
+                continue
             value = evaluation.measures[score]
-            line |= {"validation_loss": evaluation.loss, f"validation_{score}": value}
+            line |= {
+                f"{prefix}validation_loss": evaluation.loss,
+                f"{prefix}validation_{score}": value,
+            }
             # Scores of early phases of a curriculum are not comparable with those of the last one.
             # After NaN or infinity no later score would be larger.
             better = progress.best_score is None or value > progress.best_score
-            if better and math.isfinite(value) and phase == run.data.phases - 1:
+            last_phase = phase == run.data.phases - 1
+            if not prefix and better and math.isfinite(value) and last_phase:
                 progress.best_score, progress.best_epoch, progress.best_step = value, epoch, step
                 # On disk before any checkpoint that refers to it.
                 self.best.save(step, variables, {"epoch": epoch, "validation": value}, wait=True)
-            if average is not None:
-                line |= self._validate_average(epoch, average, evaluate)
-        self.metrics.write("epoch", step, **line)
-        return value
-
-    def _validate_average(
-        self, epoch: int, average: dict[str, Any], evaluate: Evaluate
-    ) -> dict[str, float]:
-        run = self.run
-        try:
-            evaluation = evaluate(average, run.data.of_phase("validation", run.phase(epoch - 1)))
-        except NonFinite as error:
-            warn(f"validation of the moving average after epoch {epoch}: {error}")
-            return {}
-        score = run.task.score.name
-        return {
-            "ema_validation_loss": evaluation.loss,
-            f"ema_validation_{score}": evaluation.measures[score],
-        }
+        return line
 
     def finish(
         self, variables: dict[str, Any], average: dict[str, Any] | None, evaluate: Evaluate

@@ -174,4 +174,5 @@ def test_slices_of_templates_make_slices_of_kernels_bit_for_bit(k, number):
         part = jax.jit(mix)(rows_LxK, templates_KxP[:, start:end])
         np.testing.assert_array_equal(part, whole[:, start:end])
         start = end
-    np.testing.assert_allclose(whole, np.float64(rows_LxK) @ np.float64(templates_KxP), atol=1e-5)
+    exact = np.asarray(rows_LxK, np.float64) @ np.asarray(templates_KxP, np.float64)
+    np.testing.assert_allclose(whole, exact, atol=1e-5)

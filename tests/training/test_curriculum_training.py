@@ -16,7 +16,7 @@ from paramshare.data.sets.grids import fixed_set
 from paramshare.errors import ParamshareError
 from paramshare.models import ModelError
 from paramshare.tasks import Augment
-from paramshare.training import loop
+from paramshare.training import loop, program
 from paramshare.training.checkpoint import Checkpoints
 from paramshare.training.config import (
     Config,
@@ -96,7 +96,7 @@ def same(source: Any, problems: tuple[np.ndarray, np.ndarray]) -> bool:
 
 def steps(runs: list[Run], start: int = 0) -> list[np.ndarray]:
     """The indices of every step."""
-    return [inputs["index"] for inputs in loop._inputs(runs, start)]
+    return [inputs["index"] for inputs in program.inputs(runs, start)]
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,11 @@ def test_an_epoch_of_an_early_phase_is_never_selected(tmp_path):
         for epoch in range(1, 5):
             track.add([{"loss": 1.0, "f1": 0.5, "finite": 1.0}])
             track.finish_epoch(
-                epoch, 2 * epoch, variables, lambda *_: Evaluation(1.0, 9, {"f1": next(scores)})
+                epoch,
+                2 * epoch,
+                variables,
+                None,
+                lambda *_: Evaluation(1.0, 9, {"f1": next(scores)}),
             )
         progress = track.progress
         assert (progress.best_epoch, progress.best_score, track.best.latest) == (4, 0.5, 8)

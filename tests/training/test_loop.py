@@ -472,7 +472,7 @@ def test_an_evaluation_that_is_not_finite_is_no_result(unstable, tmp_path):
 def test_an_epoch_whose_validation_is_not_finite_is_not_selected(unstable, tmp_path, capsys):
     result = unstable(5)  # of 12 steps: the first validation fails
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("paramshare: validation after epoch 1: Unstable: the loss of ")
+    assert line.startswith("paramshare: validation in epoch 1, step 4: Unstable: the loss of ")
     assert result.selected is not None and result.selected.epoch > 1
     first, *others = lines_of(tmp_path / "run", "epoch")
     assert "validation_loss" not in first and all("validation_loss" in line for line in others)

@@ -1,0 +1,61 @@
+"""A trace of a few steps of training."""
+
+import pathlib
+from typing import Any
+
+import jax
+
+from paramshare.errors import one_line, warn
+
+SKIPPED, TRACED = 3, 10  # steps: the first ones compile
+
+
+class Profile:
+    """Traces steps `SKIPPED` to `SKIPPED + TRACED` of a training; a context manager.
+
+    Writes what TensorBoard's profiler reads, and `perfetto_trace.json.gz` for ui.perfetto.dev. Of
+    several processes the first one writes.
+
+    Args:
+      folder: where to write.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder, self._steps, self._tracing = folder, 0, False
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._tracing:
+            self._stop()
+        elif self._steps <= SKIPPED:
+            warn(f"nothing was traced, since there were only {self._steps} steps")
+
+    def step(self, state: Any) -> None:
+        """Call it after each step, with its result."""
+        self._steps += 1
+        if jax.process_index() != 0:
+            return
+        if self._steps == SKIPPED:
+            jax.block_until_ready(state)
+            try:
+                jax.profiler.start_trace(str(self.folder), create_perfetto_trace=True)
+            except (OSError, RuntimeError) as error:
+                warn(f"no trace: {one_line(error)}")
+                return
+            self._tracing = True
+        elif self._steps == SKIPPED + TRACED:
+            jax.block_until_ready(state)
+            self._stop()
+
+    def _stop(self) -> None:
+        if not self._tracing:
+            return
+        self._tracing = False
+        try:
+            jax.profiler.stop_trace()
+        except (OSError, RuntimeError) as error:
+            warn(f"no trace: {one_line(error)}")
+            return
+        print(f"trace          {self.folder} (TensorBoard, or ui.perfetto.dev)", flush=True)
