@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from paramshare.cli import supervise
+from paramshare.cli import cache, supervise
 from paramshare.cli.errors import CommandError
 from paramshare.cli.overrides import add_options, overridden, override, with_data_name
 from paramshare.cli.parsing import Parser
@@ -60,6 +60,7 @@ def add_own_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="trace ten steps into DIR/profile, for TensorBoard's profiler or ui.perfetto.dev",
     )
+    cache.add_option(parser)
     supervise.add_options(parser)
 
 
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     if {"-h", "--help"} & set(overrides):
         config = configs.load_file(file) if file else configs.Config()
         return _print_help(with_data_name(config, overrides, file or "CONFIG")[0], file or "CONFIG")
+    cache.use(args)
     if args.distributed:
         supervise.join(args)  # before anything starts JAX; from here on processes fail together
     with supervise.leave_lost_peers():
