@@ -48,6 +48,13 @@ def add_own_options(parser: argparse.ArgumentParser) -> None:
         "variables.npz, such as to train a finished run for more epochs",
     )
     parser.add_argument(
+        "--init-only",
+        nargs="+",
+        metavar="REGEX",
+        help="with --init-from, take only the arrays whose whole path matches, such as "
+        "'banks/.*' or 'params/model/conv1/kernel'; RUN may then be of another network",
+    )
+    parser.add_argument(
         "--seeds",
         nargs="+",
         type=int,
@@ -84,6 +91,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     with supervise.leave_lost_peers():
         with united():
             runs, workdirs = _runs(args, file, overrides)
+            if args.init_only and args.init_from is None:
+                raise CommandError("--init-only needs --init-from RUN, whose arrays it chooses")
             if args.init_from is not None:
                 _init_from(args, runs, workdirs)
         results = fit_together(runs, workdirs, profile=args.profile)
@@ -122,11 +131,18 @@ def _runs(
 def _init_from(
     args: argparse.Namespace, runs: Sequence["Run"], workdirs: Sequence[pathlib.Path]
 ) -> None:
-    """Makes new workdirs whose first state has the variables of another run or of a file."""
-    from paramshare.training.derive import begin
+    """Makes new workdirs whose first state has the variables of another run or of a file.
+
+    Of several processes the first one does.
+    """
+    import jax
+
+    from paramshare.training.derive import begin, with_arrays_of
     from paramshare.training.workdir import network_variables, stored_network, stored_origin
     from paramshare.transform.variables_file import load_variables
 
+    if jax.process_index() != 0:
+        return
     source = local_path(args.init_from).absolute()
     new = [(run, folder) for run, folder in zip(runs, workdirs, strict=True) if not folder.exists()]
     for folder in workdirs:
@@ -137,20 +153,21 @@ def _init_from(
             )
     if not new:
         return
-    if args.distributed:
-        raise CommandError(
-            "--init-from makes a workdir in one process; make it without --distributed, interrupt "
-            "the training, then resume it with --distributed"
-        )
     if source.is_dir():
         stored = stored_network(source)
-        _check_same_network(source, stored[0], stored[1], new[0][0])
+        if not args.init_only:
+            _check_same_network(source, stored[0], stored[1], new[0][0])
         variables, step = network_variables(source, *stored)
     else:
         variables, step = load_variables(source), 0
     origin = {"command": "train --init-from", "workdir": str(source), "step": step}
     for run, folder in new:
-        begin(run, variables, folder, origin)
+        first, taken = variables, origin
+        if args.init_only:
+            first, paths, count = with_arrays_of(run, variables, args.init_only)
+            taken = origin | {"arrays": paths}
+            print(f"initial values {len(paths)} of {count} arrays are those of {source}")
+        begin(run, first, folder, taken)
 
 
 def _check_same_network(

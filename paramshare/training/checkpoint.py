@@ -41,11 +41,18 @@ class Checkpoints:
       folder: created when the first checkpoint is written.
       keep: how many of the newest checkpoints to keep.
       period: keep checkpoints whose step is a multiple of it too; 0 for none.
+      alone: this process writes, and the others do not call anything.
     """
 
-    def __init__(self, folder: str | pathlib.Path, keep: int = KEPT, period: int = 0):
+    def __init__(
+        self,
+        folder: str | pathlib.Path,
+        keep: int = KEPT,
+        period: int = 0,
+        alone: bool = False,
+    ):
         self.folder = pathlib.Path(folder).absolute()
-        self.keep, self.period = keep, period
+        self.keep, self.period, self.alone = keep, period, alone
         self._manager: ocp.CheckpointManager | None = None
 
     def __enter__(self) -> "Checkpoints":
@@ -214,13 +221,16 @@ class Checkpoints:
             _quieten_tensorstore()
             # Two managers with the same names of barriers would take each other's for their own.
             name = f"{self.folder.parent.name}-{self.folder.name}"
+            together = MultiprocessingOptions(barrier_sync_key_prefix=name)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self.keep,
                 keep_period=self.period or None,
-                create=True,
-                multiprocessing_options=MultiprocessingOptions(barrier_sync_key_prefix=name),
+                create=not self.alone,
+                multiprocessing_options=_alone() if self.alone else together,
             )
             try:
+                if self.alone:  # Orbax creates no folder for some of the processes
+                    self.folder.mkdir(parents=True, exist_ok=True)
                 with without_logs():
                     self._manager = ocp.CheckpointManager(self.folder, options=options)
             except OSError as error:
@@ -229,13 +239,7 @@ class Checkpoints:
 
     def _reader(self) -> ocp.CheckpointManager:
         _quieten_tensorstore()
-        alone = MultiprocessingOptions()
-        if jax.process_count() > 1:
-            me = jax.process_index()
-            alone = MultiprocessingOptions(
-                primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader-{me}"
-            )
-        options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
+        options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=_alone())
         return ocp.CheckpointManager(self.folder, options=options)
 
     def _check_folder(self) -> None:
@@ -244,6 +248,16 @@ class Checkpoints:
                 f"{self.folder} is a file, but must be a folder of checkpoints; "
                 "remove it, or use a new workdir"
             )
+
+
+def _alone() -> MultiprocessingOptions:
+    """Options of a manager that other processes have no part in."""
+    if jax.process_count() == 1:
+        return MultiprocessingOptions()
+    me = jax.process_index()
+    return MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"alone-{me}"
+    )
 
 
 @functools.cache

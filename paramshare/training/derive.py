@@ -1,13 +1,16 @@
 """Runs that start from the variables of another run, which were folded or converted."""
 
 import dataclasses
+import difflib
 import pathlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from paramshare.data import eval_batches
 from paramshare.models.resnet import is_factored
@@ -163,7 +166,8 @@ def begin(
 ) -> None:
     """Creates a workdir whose first checkpoint, at step 0, has these variables.
 
-    `train` then starts from them. The folder is written completely or not at all.
+    `train` then starts from them. The folder is written completely or not at all. Other processes
+    have no part in it.
 
     Args:
       run: what is trained there.
@@ -184,8 +188,52 @@ def begin(
     with written_whole(workdir) as folder:
         claim(folder, run)
         write_origin(folder, origin)
-        with Checkpoints(folder / "checkpoints") as checkpoints:
+        with Checkpoints(folder / "checkpoints", alone=True) as checkpoints:
             checkpoints.save(0, state, {}, wait=True)
+
+
+def with_arrays_of(
+    run: Run, variables: Mapping[str, Any], patterns: Sequence[str]
+) -> tuple[dict[str, Any], list[str], int]:
+    """Initial variables of a run, some of them replaced by those of another network.
+
+    Args:
+      run: the run; its seed gives the other initial values.
+      variables: the variables of a network.
+      patterns: regular expressions; arrays whose whole path, such as "params/model/conv1/kernel",
+        matches one of them are taken.
+
+    Returns:
+      The variables of `run.model`, the paths that were taken, and the number of all arrays.
+
+    Raises:
+      ConfigError: if a pattern matches nothing, or an array is missing or has another shape.
+    """
+    initial: dict[str, Any] = flatten_dict(jax.jit(run.init)().variables, sep="/")
+    given: dict[str, Any] = flatten_dict(dict(variables), sep="/")
+    taken = []
+    for pattern in patterns:
+        try:
+            paths = [path for path in initial if re.fullmatch(pattern, path)]
+        except re.error as error:
+            raise ConfigError(f"{pattern!r} is not a regular expression: {error}") from None
+        if not paths:
+            near = difflib.get_close_matches(pattern, initial, n=3, cutoff=0.0)
+            raise ConfigError(
+                f"{pattern!r} matches no array of {run.config.model.name}, such as "
+                f"{', '.join(map(repr, near))}"
+            )
+        taken += paths
+    for path in dict.fromkeys(taken):
+        expected = initial[path]
+        found = given[path].shape if path in given else "missing"
+        if found != expected.shape:
+            raise ConfigError(
+                f"{path} is {found} in the variables to start from, but {expected.shape} in "
+                f"{run.config.model.name}; choose other arrays"
+            )
+        initial[path] = jnp.asarray(given[path], expected.dtype)
+    return unflatten_dict(initial, sep="/"), list(dict.fromkeys(taken)), len(initial)
 
 
 def _check_absent(workdir: pathlib.Path) -> None:

@@ -9,11 +9,13 @@ import sys
 
 import chex
 import jax
+import numpy as np
 import pytest
 
 from paramshare.cli import main, run_command
 from paramshare.storage import read_json, write_json
 from paramshare.training.checkpoint import Checkpoints
+from paramshare.training.derive import with_arrays_of
 from paramshare.training.result import Result
 from paramshare.training.run import prepare
 from paramshare.training.workdir import claim, stored_config, stored_variables
@@ -228,7 +230,27 @@ def test_a_run_can_start_from_another_one(command, refused, config_file, trained
     assert "the variables do not fit swrn-16-2-1" in other
     assert "holds no run" in refused(*words, tmp_path)
     assert "cannot be read" in refused(*words, tmp_path / "nothing.npz")
+    only = (*words, trained, "--init-only")
+    other = refused(*only, "banks/.*", "--model.name", "swrn-16-2-1")
+    assert "banks/stage1/templates is (2, 2304) in the variables to start from, but" in other
+    other = refused(*only, "banks/stage1")
+    assert "'banks/stage1' matches no array of swrn-16-1-2, such as 'banks/stage1/temp" in other
     assert not (tmp_path / "new").exists()
+
+
+def test_a_run_can_start_from_a_part_of_another_one(loaded):
+    run, variables, _ = loaded
+    taken, paths, count = with_arrays_of(run, variables, ["banks/.*", ".*/classifier/bias"])
+    assert len(paths) == 4 and count == len(jax.tree.leaves(variables))
+    initial = jax.jit(run.init)().variables
+    for (path, leaf), first, last in zip(
+        jax.tree_util.tree_leaves_with_path(taken),
+        jax.tree.leaves(initial),
+        jax.tree.leaves(variables),
+        strict=True,
+    ):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        np.testing.assert_array_equal(leaf, last if name in paths else first)
 
 
 def test_facts_of_another_network_are_refused(refused, config_file, workdir):
