@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,15 +66,19 @@ def test_slices_of_processes_make_up_the_global_batch(make, processes):
         assert np.array_equal(np.concatenate([part["input"] for part in parts])[:, 0, 0, 0], whole)
 
 
+@pytest.mark.parametrize("place", [(0, 1), (0, 2), (1, 2)], ids=str)
 @pytest.mark.parametrize("make", SOURCES)
-def test_resuming_at_every_step_continues_the_stream(make):
-    whole = first(train_batches(make(10), 4, 0, 0), 7)  # three epochs of two batches, and one more
+def test_resuming_at_every_step_continues_the_stream(make, place):
+    def stream(start: int) -> Any:
+        index, count = place
+        options = {"process_index": index, "process_count": count}
+        return train_batches(make(10), 4, 0, start, **options)
+
+    whole = first(stream(0), 7)  # three epochs of two batches, and one more
     assert {batch["input"].dtype for batch in whole} == {np.dtype(np.uint8)}
     assert {batch["label"].dtype for batch in whole} == {np.dtype(np.int32)}
     for start in range(7):
-        for resumed, batch in zip(
-            first(train_batches(make(10), 4, 0, start), 7 - start), whole[start:], strict=True
-        ):
+        for resumed, batch in zip(first(stream(start), 7 - start), whole[start:], strict=True):
             assert np.array_equal(resumed["label"], batch["label"])
             assert np.array_equal(resumed["input"], batch["input"])
 

@@ -419,8 +419,11 @@ def marked(config, digits, tmp_path):
 
 
 def test_updates_that_are_not_finite_can_be_skipped(marked, tmp_path, capsys):
-    with pytest.raises(NonFinite, match="was not applied"):
-        marked("stop")
+    with pytest.raises(NonFinite, match="was not applied") as caught:
+        marked("stop", checkpoint_steps=1)
+    failed = int(re.findall(r"step (\d+)", str(caught.value))[0])
+    with Checkpoints(tmp_path / "stop" / "checkpoints") as checkpoints:
+        assert checkpoints.latest == failed - 1  # the last good state
     with pytest.raises(NonFinite, match="3 updates were not finite, and non_finite_limit is 2"):
         marked("few", non_finite="skip", non_finite_limit=2)
     capsys.readouterr()
