@@ -57,13 +57,15 @@ class Trace:
       parameters: by path, in the order in which the model first calls the layers that own them.
       variables: shapes and dtypes of all collections, without partitioning metadata.
       jaxpr: the jaxpr of the parameters, sorted by path, as a function of a key.
-      measured: statistics of the initializers measured so far.
+      measured: statistics of initializers, by the parameters that were measured together.
     """
 
     parameters: Mapping[str, Parameter]
     variables: Mapping[str, Any]
     jaxpr: ClosedJaxpr
-    measured: dict[Target, Statistics] = dataclasses.field(default_factory=dict)
+    measured: dict[tuple[Target, ...], dict[Target, Statistics]] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 def trace(model: nn.Module, *example_inputs: Any, **options: Any) -> Trace:
@@ -115,10 +117,12 @@ def measure(trace: Trace, stack_axes: Mapping[str, int | None]) -> dict[str, Sta
       `{path: ((mean, std), ...)}`, one pair for each layer of a stacked parameter, else one. A mean
       within five standard errors of zero is zero.
     """
-    targets = tuple(key for key in stack_axes.items() if key not in trace.measured)
-    if targets:
-        trace.measured.update(_measure(trace, targets))
-    return {path: trace.measured[path, axis] for path, axis in stack_axes.items()}
+    # Equal layers that are measured together share one draw; what other plans of the model have
+    # measured must not change it.
+    targets = tuple(stack_axes.items())
+    if targets not in trace.measured:
+        trace.measured[targets] = _measure(trace, targets)
+    return {path: trace.measured[targets][path, axis] for path, axis in targets}
 
 
 @functools.lru_cache(maxsize=16)

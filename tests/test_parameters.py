@@ -1,5 +1,6 @@
 """What a plan learns of parameters: input and output axes, and how the model initializes them."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -287,3 +288,19 @@ def test_the_papers_initialization_measures_nothing(monkeypatch):
         assert (site.mean, site.std) == (None, None)
         with pytest.raises(AssertionError, match="measured"):
             site_of(model, "kernel", X, scheme(*arguments or (), **options))
+
+
+def test_what_another_plan_has_measured_changes_nothing():
+    """Equal layers are measured by one draw: which one depends on the plan alone."""
+    model = nn.Sequential([nn.Dense(8), nn.Dense(8), nn.Dense(8)])
+    paths = [f"layers_{i}/kernel" for i in range(3)]
+
+    def of(traced: Any, *several: str) -> Any:
+        return paramshare.parameters.measure(traced, dict.fromkeys(several))
+
+    whole = paramshare.parameters.trace(model, X)
+    alone = of(dataclasses.replace(whole, measured={}), *paths)
+    assert alone[paths[0]] == alone[paths[2]]
+    other = dataclasses.replace(whole, measured={})
+    assert of(other, paths[2]) != {paths[2]: alone[paths[2]]}  # draws of its own
+    assert of(other, *paths) == alone

@@ -108,6 +108,9 @@ def _cards(record: Record) -> list[Card]:
             figure = result.score.format(result.selected_score)
             about = f"test {name} at epoch {result.selected.epoch}, selected by validation"
             cards.append(Card(figure, about))
+        if result.ema:
+            figure = result.score.format(result.ema.measures[result.score.name])
+            cards.append(Card(figure, f"test {name} with the moving average of the variables"))
     elif score:
         points = _points(record, f"validation_{score.name}")
         if points:

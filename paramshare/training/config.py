@@ -16,8 +16,9 @@ from paramshare.storage import local_path
 from paramshare.tasks import Augment
 from paramshare.tasks.config import Count, Fraction, Natural, checked_dataclass, describe
 
-# Fields that may differ when a run is resumed: they change what is logged, not what is trained.
-LOG_ONLY_FIELDS = (
+# Fields that may differ when a run is resumed: training computes the same, up to rounding.
+FREE_FIELDS = (
+    "shard_banks",
     "log_every",
     "tensorboard",
     "checkpoint_every",
@@ -287,13 +288,13 @@ def from_json(text: str) -> Config:
 
 
 def differences(config: Config, stored: Config) -> list[str]:
-    """Fields that differ, as "field: stored value -> value"; those of `LOG_ONLY_FIELDS` may."""
+    """Fields that differ, as "field: stored value -> value"; those of `FREE_FIELDS` may."""
     after, before = (_flat(dataclasses.asdict(each)) for each in (config, stored))
     missing = object()
     return [
         f"{field}: {before.get(field)!r} -> {after.get(field)!r}"
         for field in dict.fromkeys((*after, *before))
-        if after.get(field, missing) != before.get(field, missing) and field not in LOG_ONLY_FIELDS
+        if after.get(field, missing) != before.get(field, missing) and field not in FREE_FIELDS
     ]
 
 

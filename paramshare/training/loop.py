@@ -136,8 +136,9 @@ def fit_together(
             for run, workdir in zip(runs, workdirs, strict=True):
                 if workdir.exists():
                     claim(workdir, run)  # before a lock is put into the folder of others
-                stack.enter_context(locked(workdir))
-                claim(workdir, run)
+                if not (workdir / RESULT).is_file():  # else nothing is written
+                    stack.enter_context(locked(workdir))
+                    claim(workdir, run)
         for workdir in workdirs:
             check_shared(workdir / LOCK)
         with united():

@@ -343,6 +343,7 @@ def environment(run: Run) -> dict[str, str]:
     return {
         "devices": f"{run.devices.count} x {run.devices.devices[0].device_kind}",
         "processes": str(jax.process_count()),
+        "banks": "divided" if run.config.shard_banks else "whole",
         "cores": str(cores()),
         "backend": " ".join(run.devices.devices[0].client.platform_version.split()),
         "jax": jax.__version__,

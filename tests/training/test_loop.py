@@ -18,6 +18,7 @@ from paramshare import FilterBasis, Plan, Rule, share
 from paramshare.data import ArraySource
 from paramshare.storage import StorageError, read_json, write_json
 from paramshare.tasks import Augment
+from paramshare.training import loop
 from paramshare.training.checkpoint import CheckpointError, Checkpoints
 from paramshare.training.config import ConfigError, Penalty
 from paramshare.training.evaluation import make_evaluate
@@ -78,9 +79,11 @@ def test_the_selected_epoch_is_the_first_with_the_highest_validation_score(
     assert evaluate(variables, digits.test) == result.selected.test
 
 
-def test_a_finished_run_returns_its_stored_result(finished, digits, network):
+def test_a_finished_run_returns_its_stored_result(finished, digits, network, monkeypatch):
+    """Also from a folder where it cannot write."""
     workdir, config, result = finished
     before = (workdir / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(loop, "locked", None)
     assert train(config, workdir, model=network, data=digits, devices=ONE) == result
     assert (workdir / "metrics.jsonl").read_bytes() == before
     assert Result.read(workdir / "result.json") == result

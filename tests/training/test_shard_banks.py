@@ -12,7 +12,7 @@ import pytest
 from paramshare import FilterBasis, Plan, Rule, Soft, share
 from paramshare.measure.cost import cost
 from paramshare.training.checkpoint import Checkpoints
-from paramshare.training.config import ConfigError, Optimizer, Penalty
+from paramshare.training.config import ConfigError, Optimizer, Penalty, differences
 from paramshare.training.loop import fit_together
 from paramshare.training.run import prepare
 from paramshare.training.slices import is_sliced
@@ -115,6 +115,7 @@ def test_a_checkpoint_of_slices_is_one_of_whole_banks(trained, tmp_path):
     ):
         np.testing.assert_array_equal(leaf, expected)
     other, _, _, _ = trained(2, shard_banks=True)
+    assert not differences(other.config, dataclasses.replace(other.config, shard_banks=False))
     again = other.whole(other.place(restored).variables)
     jax.tree.map(np.testing.assert_array_equal, again, whole)
 
