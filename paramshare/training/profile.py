@@ -39,8 +39,12 @@ class Profile:
             return
         if self._steps == SKIPPED:
             jax.block_until_ready(state)
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # calls of Python functions would drown the rest
             try:
-                jax.profiler.start_trace(str(self.folder), create_perfetto_trace=True)
+                jax.profiler.start_trace(
+                    str(self.folder), create_perfetto_trace=True, profiler_options=options
+                )
             except (OSError, RuntimeError) as error:
                 warn(f"no trace: {one_line(error)}")
                 return
