@@ -233,7 +233,9 @@ def _fit(
             stop = signals.stop(step)
             line_due = step % config.log_every == 0 or of_epoch == 0
             save_due = config.checkpoint_steps and step % config.checkpoint_steps == 0
-            if line_due or stop or save_due or time.monotonic() - fetched > REFRESH_SECONDS:
+            validation_due = config.validate_steps and step % config.validate_steps == 0
+            due = line_due or stop or save_due or validation_due
+            if due or time.monotonic() - fetched > REFRESH_SECONDS:
                 lines_of_runs = _fetch(pending, step, tracks)
                 now = time.monotonic()  # only now have the steps been computed
                 for track, lines in zip(tracks, lines_of_runs, strict=True):
@@ -250,8 +252,7 @@ def _fit(
                 if config.checkpoint_minutes:  # by the clock of the first process
                     minutes = json.loads(exchange(json.dumps(time.monotonic() - saved))[0]) / 60
                     save_due = save_due or minutes >= config.checkpoint_minutes
-            between = config.validate_steps and step % config.validate_steps == 0
-            if of_epoch == 0 or between:
+            if of_epoch == 0 or validation_due:
                 variables, averages = whole(state.variables), whole(state.ema)
                 of_runs = zip(tracks, variables, averages, strict=True)
                 finish = Track.validate_between if of_epoch else Track.finish_epoch
@@ -268,7 +269,7 @@ def _fit(
             last = step == run.steps
             epoch_due = of_epoch == 0 and epoch % config.checkpoint_every == 0
             save = stop or last or save_due or epoch_due
-            stored = run.stored(state)
+            stored = run.stored(state) if save else None
             for i, track in enumerate(tracks):
                 track.progress.seconds = time.monotonic() - started
                 if save:
