@@ -131,7 +131,7 @@ def test_several_seeds_are_trained_together(command, tmp_path, trained, config_f
 
     calls, result = [], Result.read(trained / "result.json")
 
-    def fit_together(runs, workdirs):
+    def fit_together(runs, workdirs, profile):
         calls.append([(run.config.seed, workdir) for run, workdir in zip(runs, workdirs)])  # noqa: B905
         return [result] * len(runs)
 
