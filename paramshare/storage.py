@@ -2,8 +2,10 @@
 
 import contextlib
 import errno
+import functools
 import glob
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -14,7 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from paramshare.errors import ParamshareError
+from paramshare.errors import ParamshareError, one_line
 
 try:
     import fcntl
@@ -67,8 +69,8 @@ such as a bucket that is mounted
     text = os.fspath(path)
     if not text or "\0" in text:
         raise StorageError(f"{text!r} is not a valid path; give the name of a file or folder")
-    url = re.match(r"([a-z][a-z0-9+.-]+):/+(.*)", text, re.IGNORECASE)
-    if url:  # a Path has lost one of the slashes
+    url = _url(text)
+    if url:
         raise StorageError(
             f"'{url[1]}://{url[2]}' is a URL; give a folder of this machine, such as a bucket that "
             "is mounted"
@@ -82,12 +84,86 @@ such as a bucket that is mounted
     return pathlib.Path(path)
 
 
+def run_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder of a run: on this machine, or in a bucket of Google Cloud Storage.
+
+    Returns:
+      A `pathlib.Path`; for a bucket ("gs://bucket/run") an `etils.epath.Path`, which has the same
+      methods.
+
+    Raises:
+      StorageError: as `local_path`; also if the bucket cannot be reached, or the package that
+        reads buckets is not installed.
+
+    Example:
+      >>> run_path("runs/a").name
+      'a'
+    """
+    url = _url(os.fspath(path))
+    if url is None or url[1].lower() != "gs":
+        return local_path(path)
+    text = f"gs://{url[2].rstrip('/')}"
+    bucket, _, name = url[2].rstrip("/").partition("/")
+    if not name:
+        raise StorageError(
+            f"{text!r} names no folder; give one, such as 'gs://{bucket or 'b'}/run'"
+        )
+    return _bucket(bucket) / name
+
+
+def in_bucket(path: str | os.PathLike[str]) -> bool:
+    """Whether a path that `run_path` returned lies in a bucket."""
+    return os.fspath(path).startswith("gs://")
+
+
+def absolute(path: pathlib.Path) -> pathlib.Path:
+    """The absolute form of a path that `run_path` returned."""
+    return path if in_bucket(path) else path.absolute()
+
+
+def _url(text: str) -> re.Match[str] | None:
+    # A Path has lost one of the slashes.
+    return re.match(r"([a-z][a-z0-9+.-]+):/+(.*)", text, re.IGNORECASE)
+
+
+@functools.cache
+def _bucket(name: str) -> Any:
+    """The root of a bucket, seen to be readable."""
+    if not any(map(importlib.util.find_spec, ("gcsfs", "tensorflow"))):
+        raise StorageError(
+            f"'gs://{name}' needs a package that reads buckets; run "
+            '`pip install "paramshare[buckets]"`'
+        )
+    if importlib.util.find_spec("fsspec"):
+        import fsspec.config
+
+        # Other processes write there too, so that a listing is soon out of date.
+        fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+    from etils import epath
+
+    root = epath.Path(f"gs://{name}")
+    try:
+        found = root.exists()
+    except Exception as error:
+        raise StorageError(
+            f"'gs://{name}' cannot be read ({one_line(error)}); check its name, and your "
+            "credentials (`gcloud auth application-default login`)"
+        ) from error
+    if not found:
+        raise StorageError(
+            f"there is no bucket 'gs://{name}', or it may not be read; check its name, and your "
+            "credentials (`gcloud auth application-default login`)"
+        )
+    return root
+
+
 @contextlib.contextmanager
 def written_whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a temporary folder to fill, and renames it to `folder` at the end.
 
     If anything fails, the temporary folder is removed and `folder` is left as it was. What a
-    killed process left beside it is removed too.
+    killed process left beside it is removed too. A bucket has no folders to rename: there, yields
+    `folder` itself, which is removed if anything fails.
 
     Args:
       folder: a folder that does not exist yet, or is empty; its parents are created.
@@ -103,6 +179,13 @@ def written_whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
       ...     (pathlib.Path(parent) / "new" / "file").read_text()
       'content'
     """
+    if in_bucket(folder):
+        try:
+            yield folder
+        except BaseException:
+            folder.rmtree(missing_ok=True)  # pyright: ignore[reportAttributeAccessIssue] (epath)
+            raise
+        return
     temporary = _temporary(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -120,11 +203,18 @@ def written_whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
     """Writes a file beside `path` and renames it, so that a reader never sees half of it.
 
-    A link at `path` is replaced; the file that it points to stays as it is.
+    A link at `path` is replaced; the file that it points to stays as it is. In a bucket, a file
+    appears once all of it is there.
 
     Raises:
       StorageError: if it cannot be written.
     """
+    if in_bucket(path):
+        try:
+            path.write_bytes(content)
+        except Exception as error:  # of several packages
+            raise not_written(path, OSError(one_line(error))) from error
+        return
     temporary = _temporary(path)
     try:
         _remove_leftovers(path)

@@ -200,7 +200,7 @@ def leaves(folder: Checkpoints, like: Any, step: int) -> list[Any]:
 
 def killed(out: pathlib.Path, count: int, kills: int, draw: random.Random) -> list[dict[str, Any]]:
     """Kills runs at random moments until `kills` are done; compares each that ends."""
-    reference, quick = f"alone{count}", ["--heartbeat-timeout", "8"] if count else []
+    reference, quick = f"alone{count}", ["--init-timeout", "30"] if count else []
     begin = time.monotonic()
     end = wait(start(out, reference, count))
     if end.problem():

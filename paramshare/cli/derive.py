@@ -3,14 +3,13 @@
 import argparse
 import dataclasses
 import json
-import pathlib
 import shlex
 from typing import TYPE_CHECKING, Any
 
 from paramshare.cli.errors import CommandError
 from paramshare.cli.overrides import override
 from paramshare.cli.parsing import add_checkpoint
-from paramshare.storage import local_path
+from paramshare.storage import run_path
 
 if TYPE_CHECKING:
     from paramshare.training.config import Config
@@ -151,7 +150,7 @@ def _load(args: argparse.Namespace, overrides: list[str]) -> tuple["Run", dict[s
     from paramshare.training.workdir import stored_config
     from paramshare.zoo import options_of
 
-    if args.output is not None and local_path(args.output).exists():
+    if args.output is not None and run_path(args.output).exists():
         raise CommandError(f"{args.output} exists; give --output a folder that does not exist")
     if args.fine_tune < 0 or (args.fine_tune and not args.output):
         raise CommandError(
@@ -162,7 +161,7 @@ def _load(args: argparse.Namespace, overrides: list[str]) -> tuple["Run", dict[s
         raise CommandError(
             f"--reestimate is {args.reestimate}; it must be a number of batches, or 0 for none"
         )
-    config = stored_config(pathlib.Path(args.workdir))
+    config = stored_config(run_path(args.workdir))
     config = fine_tuning(config, args.fine_tune) if args.fine_tune else config
     override(config, overrides).check()
     if args.command == "convert":

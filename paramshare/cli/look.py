@@ -6,7 +6,7 @@ from typing import Any
 
 from paramshare.cli.errors import CommandError
 from paramshare.cli.parsing import add_checkpoint
-from paramshare.storage import local_path
+from paramshare.storage import run_path
 
 MOST = 10**6  # devices
 
@@ -89,7 +89,7 @@ def _summary(args: argparse.Namespace, overrides: list[str]) -> int:
         "--stem": args.stem,
         "--form": args.form,
     }
-    if (local_path(args.name) / "config.json").is_file():
+    if (run_path(args.name) / "config.json").is_file():
         from paramshare.training.optimizer import learning_rate, optimizer
         from paramshare.training.workdir import stored_network
 
@@ -98,7 +98,7 @@ def _summary(args: argparse.Namespace, overrides: list[str]) -> int:
             raise CommandError(
                 f"{args.name} is a run with a network of its own; leave out {', '.join(given)}"
             )
-        config, facts, model = stored_network(local_path(args.name))
+        config, facts, model = stored_network(run_path(args.name))
         name, shape = config.model.name, facts.input_shape
         rule = optimizer(config, learning_rate(config, 1))
     else:

@@ -7,6 +7,7 @@ from typing import Any
 
 from paramshare.cli.errors import CommandError
 from paramshare.cli.parsing import add_checkpoint
+from paramshare.storage import run_path
 
 
 def add(command: Any) -> None:
@@ -41,7 +42,7 @@ def _similarity(args: argparse.Namespace, overrides: list[str]) -> int:
     from paramshare.transform.folding import check_threshold
 
     thresholds = tuple(check_threshold(threshold) for threshold in args.threshold or THRESHOLDS)
-    workdir = pathlib.Path(args.workdir)
+    workdir = run_path(args.workdir)
     config, facts, model = stored_network(workdir)
     if not isinstance(model, Shared):
         raise CommandError(

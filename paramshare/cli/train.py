@@ -10,7 +10,7 @@ from paramshare.cli import cache, supervise
 from paramshare.cli.errors import CommandError
 from paramshare.cli.overrides import add_options, overridden, override, with_data_name
 from paramshare.cli.parsing import Parser
-from paramshare.storage import local_path
+from paramshare.storage import absolute, run_path
 
 if TYPE_CHECKING:
     from paramshare.tasks import Measure
@@ -109,7 +109,7 @@ def _runs(
     from paramshare.training.run import prepare
     from paramshare.training.workdir import stored_config
 
-    workdir = local_path(args.workdir) if args.workdir else None
+    workdir = run_path(args.workdir) if args.workdir else None
     if file is None and (workdir is None or not (workdir / "config.json").is_file()):
         raise CommandError(
             "train needs a configuration: a Python file such as experiments/recipes/quickstart.py; "
@@ -143,7 +143,7 @@ def _init_from(
 
     if jax.process_index() != 0:
         return
-    source = local_path(args.init_from).absolute()
+    source = absolute(run_path(args.init_from))
     new = [(run, folder) for run, folder in zip(runs, workdirs, strict=True) if not folder.exists()]
     for folder in workdirs:
         if folder.exists() and stored_origin(folder).get("workdir") != str(source):

@@ -17,7 +17,7 @@ from paramshare.report.charts import Chart, heat_colours, line_chart
 from paramshare.report.record import Record
 from paramshare.report.similarity_section import similarity_section
 from paramshare.report.tables import Table, cost_tables, folding_tables, layer_strip, sharing_tables
-from paramshare.storage import write_text
+from paramshare.storage import run_path, write_text
 from paramshare.training import config as configs
 
 PAGE = "report.html"
@@ -37,7 +37,7 @@ def write_report(record: Record, workdir: str | pathlib.Path) -> pathlib.Path:
     Raises:
       StorageError: if it cannot be written.
     """
-    page = pathlib.Path(workdir) / PAGE
+    page = run_path(workdir) / PAGE
     write_text(page, html_report(record))
     return page
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from paramshare.measure.snapshots import THRESHOLDS, Snapshot, near_pairs, spread
-from paramshare.storage import write_bytes
+from paramshare.storage import run_path, write_bytes
 from paramshare.tasks import Measure
 
 
@@ -322,4 +322,4 @@ def save(figure: Any, file: str | pathlib.Path, dpi: int = 120) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name may have characters of other fonts
         figure.savefig(content, format="png", dpi=dpi)
-    write_bytes(pathlib.Path(file), content.getvalue())
+    write_bytes(run_path(file), content.getvalue())

@@ -13,6 +13,7 @@ from paramshare.measure.cost import Cost, cost
 from paramshare.measure.snapshots import THRESHOLDS, Snapshot, make_snapshot, snapshots
 from paramshare.models import ModelError
 from paramshare.shared import Shared
+from paramshare.storage import run_path
 from paramshare.tasks import Measure
 from paramshare.training.checkpoint import CheckpointError
 from paramshare.training.config import Config
@@ -88,7 +89,7 @@ def read_run(workdir: str | pathlib.Path, model: nn.Module | None = None) -> Rec
       ConfigError: if the folder holds no run.
       CheckpointError: if its result is damaged.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = run_path(workdir)
     config = stored_config(workdir)
     result = Result.read(workdir / RESULT) if (workdir / RESULT).is_file() else None
     lines, notes = read_metrics(workdir / METRICS), []

@@ -18,7 +18,15 @@ from orbax.checkpoint.options import MultiprocessingOptions
 
 from paramshare.errors import ParamshareError, without_logs
 from paramshare.schemes.sliced import join
-from paramshare.storage import DIGEST, StorageError, check_room, not_written
+from paramshare.storage import (
+    DIGEST,
+    StorageError,
+    absolute,
+    check_room,
+    in_bucket,
+    not_written,
+    run_path,
+)
 from paramshare.training.processes import exchange
 
 SLICES = "slices"  # in the notes: the shapes of divided arrays, by path
@@ -51,7 +59,7 @@ class Checkpoints:
         period: int = 0,
         alone: bool = False,
     ):
-        self.folder = pathlib.Path(folder).absolute()
+        self.folder = absolute(run_path(folder))
         self.keep, self.period, self.alone = keep, period, alone
         self._manager: ocp.CheckpointManager | None = None
 
@@ -78,9 +86,13 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps of all checkpoints, in ascending order."""
         self._check_folder()
-        # Orbax renames the folder of a step once it is complete.
-        names = [path.name for path in self.folder.glob("*") if path.is_dir()]
-        return sorted(int(name) for name in names if name.isdecimal())
+        # Orbax renames the folder of a step once it is complete; in a bucket it adds a file.
+        found = self.folder.iterdir() if self.folder.exists() else ()
+        return sorted(
+            int(path.name)
+            for path in found
+            if path.name.isdecimal() and path.is_dir() and ocp.utils.is_checkpoint_finalized(path)
+        )
 
     def save(self, step: int, tree: Any, notes: dict[str, Any], *, wait: bool = False) -> None:
         """Writes a state and its notes.
@@ -110,7 +122,7 @@ class Checkpoints:
             }
             about = {"notes": notes, DIGEST: _digest(arrays, notes, slices)}
             try:  # also reports what failed in the background of the save before
-                if jax.process_index() == 0:
+                if jax.process_index() == 0 and not in_bucket(self.folder):
                     # Orbax reports a full disk in hundreds of lines, from several threads.
                     check_room(self.folder, size + size // 20 + OVERHEAD)
                 manager.save(

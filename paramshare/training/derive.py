@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from paramshare.data import eval_batches
 from paramshare.models.resnet import is_factored
 from paramshare.shared import Shared, count
-from paramshare.storage import local_path, written_whole
+from paramshare.storage import run_path, written_whole
 from paramshare.training.checkpoint import Checkpoints
 from paramshare.training.config import Config, ConfigError, Penalty, Schedule
 from paramshare.training.evaluation import make_evaluate
@@ -106,7 +106,7 @@ def derive(
     if fine_tune and workdir is None:
         raise ConfigError("fine-tuning needs a workdir, got None; give a folder to train in")
     if workdir is not None and not resume:
-        _check_absent(local_path(workdir))
+        _check_absent(run_path(workdir))
     variables, batches = check_variables(run, variables), 0
     if reestimate_batches:
         inputs = list(training_inputs(source, reestimate_batches))
@@ -124,7 +124,7 @@ def derive(
     }
     fine_tuned = None
     if workdir is not None:
-        if not (resume and pathlib.Path(workdir).exists()):
+        if not (resume and run_path(workdir).exists()):
             begin(run, variables, workdir, notes)
         if fine_tune:
             fine_tuned = fit(run, workdir, quiet=quiet).last
@@ -149,7 +149,7 @@ def load_run(
         network's code have changed since.
       CheckpointError: if the checkpoint cannot be read.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = run_path(workdir)
     config = stored_config(workdir)
     run = prepare(config)
     changed = differences(workdir, run, config)
@@ -179,15 +179,15 @@ def begin(
       ConfigError: if the folder exists, or the variables do not fit the model.
       StorageError: if it cannot be written.
     """
-    workdir = local_path(workdir)
+    workdir = run_path(workdir)
     _check_absent(workdir)
     variables = check_variables(run, variables)
     trainable = {name: variables[name] for name in TRAINABLE if name in variables}
     collections = {name: value for name, value in variables.items() if name not in TRAINABLE}
     state = first_state(trainable, collections, run.optimizer, run.config.ema is not None)
     with written_whole(workdir) as folder:
+        write_origin(folder, origin)  # first: without it the run would start from initial values
         claim(folder, run)
-        write_origin(folder, origin)
         with Checkpoints(folder / "checkpoints", alone=True) as checkpoints:
             checkpoints.save(0, state, {}, wait=True)
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from paramshare.data import Dataset
 from paramshare.errors import warn
 from paramshare.measure.snapshots import make_snapshot
-from paramshare.storage import local_path
+from paramshare.storage import run_path
 from paramshare.training import config as configs
 from paramshare.training.callbacks import Callback, Moment
 from paramshare.training.checkpoint import CheckpointError
@@ -124,7 +124,7 @@ def fit_together(
       ConfigError: if the runs differ in anything else, or have stored no common step. Also the
         errors of `train`.
     """
-    workdirs = [local_path(workdir) for workdir in workdirs]
+    workdirs = [run_path(workdir) for workdir in workdirs]
     with united():
         check_together(runs, workdirs)
         for run in runs:
@@ -275,6 +275,7 @@ def _fit(
                 if save:
                     notes = dataclasses.asdict(track.progress)
                     wait = bool(stop) or last
+                    track.metrics.sync()  # lines up to a state are on disk before it
                     track.newest.save(step, together.take(stored, i), notes, wait=wait)
             if save:
                 saved = time.monotonic()

@@ -5,10 +5,11 @@ import hashlib
 import json
 import pathlib
 import sys
+import time
 from typing import Any
 
 from paramshare.errors import warn
-from paramshare.storage import json_text, not_written, write_text
+from paramshare.storage import StorageError, in_bucket, json_text, not_written, write_text
 from paramshare.training.checkpoint import CheckpointError
 
 METRICS = "metrics.jsonl"
@@ -18,6 +19,7 @@ NUMBERED = {
     "validation": ("step",),
     "similarity": ("step", "epoch"),
 }
+BUCKET_SECONDS = 30.0
 LARGEST = sys.float_info.max
 
 
@@ -39,6 +41,8 @@ class MetricsFile:
         self, folder: pathlib.Path, step: int, *, tensorboard: bool = False, write: bool = True
     ):
         self.path, self._file, self._events = folder / METRICS, None, None
+        self._lines: list[str] | None = None  # all of them, if they go to a bucket
+        self._written, self._unwritten = time.monotonic(), False
         if not write:
             return
         if tensorboard:
@@ -52,29 +56,51 @@ class MetricsFile:
         damaged = len(texts) - len(lines) - (bool(texts) and _parsed(texts[-1]) is None)
         if step and damaged:  # the last line may have been cut short
             warn(f"{self.path}: {damaged} damaged lines are left out")
-        kept = [text for text, line in lines if 0 < step >= line["step"]]
-        write_text(self.path, "".join(text + "\n" for text in kept))
-        self._file = self.path.open("a", encoding="utf-8")
+        kept = [text + "\n" for text, line in lines if 0 < step >= line["step"]]
+        write_text(self.path, "".join(kept))
+        if in_bucket(self.path):
+            self._lines = kept
+        else:
+            self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Appends a line and flushes it to disk. Values that are not finite become null.
 
+        To a file in a bucket nothing can be appended: it is written anew, at most every
+        `BUCKET_SECONDS`, by `sync` and by `close`.
+
         Raises:
           StorageError: if it cannot be written.
         """
+        line = json_text({"kind": kind, "step": step, **values}) + "\n"
         if self._file is not None:
             try:
-                self._file.write(json_text({"kind": kind, "step": step, **values}) + "\n")
+                self._file.write(line)
                 self._file.flush()
             except OSError as error:
                 raise not_written(self.path, error) from None
+        elif self._lines is not None:
+            self._lines.append(line)
+            self._unwritten = True
+            if time.monotonic() - self._written > BUCKET_SECONDS:
+                self.sync()
         if self._events is not None:
             for name, value in values.items():
                 if isinstance(value, float):
                     self._events.add_scalar(f"{kind}/{name}", value, step)
 
+    def sync(self) -> None:
+        """Writes what has not been written yet; `StorageError` if it cannot be."""
+        if self._unwritten:
+            write_text(self.path, "".join(self._lines or ()))
+            self._written, self._unwritten = time.monotonic(), False
+
     def close(self) -> None:
         """Closes the files."""
+        try:
+            self.sync()
+        except StorageError as error:
+            warn(f"{error}")
         for file in (self._file, self._events):
             if file is not None:
                 with contextlib.suppress(OSError):  # `write` has reported it
@@ -104,7 +130,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def _texts(path: pathlib.Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        text = path.read_bytes().decode(errors="replace") if path.is_file() else ""
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}; remove it") from None
     return text.splitlines()

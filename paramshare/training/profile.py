@@ -1,11 +1,14 @@
 """A trace of a few steps of training."""
 
 import pathlib
+import shutil
+import tempfile
 from typing import Any
 
 import jax
 
 from paramshare.errors import one_line, warn
+from paramshare.storage import StorageError, in_bucket, write_bytes
 
 SKIPPED, TRACED = 3, 10  # steps: the first ones compile
 
@@ -22,6 +25,9 @@ class Profile:
 
     def __init__(self, folder: pathlib.Path):
         self.folder, self._steps, self._tracing = folder, 0, False
+        self._traces = folder  # the profiler writes to this machine only
+        if in_bucket(folder):
+            self._traces = pathlib.Path(tempfile.mkdtemp(prefix="profile-"))
 
     def __enter__(self) -> "Profile":
         return self
@@ -43,7 +49,7 @@ class Profile:
             options.python_tracer_level = 0  # calls of Python functions would drown the rest
             try:
                 jax.profiler.start_trace(
-                    str(self.folder), create_perfetto_trace=True, profiler_options=options
+                    str(self._traces), create_perfetto_trace=True, profiler_options=options
                 )
             except (OSError, RuntimeError) as error:
                 warn(f"no trace: {one_line(error)}")
@@ -59,7 +65,12 @@ class Profile:
         self._tracing = False
         try:
             jax.profiler.stop_trace()
-        except (OSError, RuntimeError) as error:
+            if self._traces != self.folder:
+                for file in filter(pathlib.Path.is_file, self._traces.rglob("*")):
+                    name = file.relative_to(self._traces).as_posix()
+                    write_bytes(self.folder / name, file.read_bytes())
+                shutil.rmtree(self._traces)
+        except (OSError, RuntimeError, StorageError) as error:
             warn(f"no trace: {one_line(error)}")
             return
         print(f"trace          {self.folder} (TensorBoard, or ui.perfetto.dev)", flush=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 import pydantic
 from pydantic.dataclasses import dataclass
 
-from paramshare.storage import read_json, write_json
+from paramshare.storage import read_json, run_path, write_json
 from paramshare.tasks import Measure
 from paramshare.training.checkpoint import CheckpointError
 
@@ -36,7 +36,7 @@ class _Stored:
           CheckpointError: if the file cannot be read, or a field is missing, unknown or of another
             type.
         """
-        path = pathlib.Path(path)
+        path = run_path(path)
         remedy = f"remove it and run `paramshare train --workdir {path.parent}` to write it again"
         value = read_json(path, CheckpointError, remedy)
         try:
@@ -50,7 +50,7 @@ class _Stored:
 
     def write(self, path: str | pathlib.Path) -> None:
         """Writes the file as JSON; `StorageError` if it cannot be written."""
-        write_json(pathlib.Path(path), self.as_json())
+        write_json(run_path(path), self.as_json())
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values, for `json.dumps`."""

@@ -18,6 +18,7 @@ import optax
 
 from paramshare.data import ArraySource, Dataset, InMemory
 from paramshare.shared import Shared
+from paramshare.storage import absolute, in_bucket
 from paramshare.tasks import Task, TaskError
 from paramshare.training.config import Config, ConfigError, Model, differences
 from paramshare.training.devices import Devices
@@ -271,13 +272,18 @@ def check_together(runs: Sequence[Run], workdirs: Sequence[pathlib.Path]) -> Non
     if (
         not runs
         or len(runs) != len(workdirs)
-        or len({path.absolute() for path in workdirs}) < len(workdirs)
+        or len({absolute(path) for path in workdirs}) < len(workdirs)
     ):
         raise ConfigError(
             f"{len(runs)} runs need {len(runs)} different workdirs, got "
             f"{', '.join(map(str, workdirs)) or 'none'}; give each run a workdir"
         )
     first = runs[0]
+    if first.config.tensorboard and any(map(in_bucket, workdirs)):
+        raise ConfigError(
+            f"tensorboard is True, but its event files cannot be written to {workdirs[0]}; leave "
+            "it out, or use a workdir on this machine"
+        )
     if len(runs) > 1 and first.config.shard_banks:
         raise ConfigError(
             "shard_banks is True, but banks of runs that are trained together cannot be divided; "

@@ -292,6 +292,7 @@ class Track:
                 others[name] = evaluate(variables, source)
             except NonFinite as error:
                 warn(f"the result leaves out {name}: {error}")
+        self.metrics.sync()
         selected, speed = None, None
         if progress.best_score is not None:
             try:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,11 +14,13 @@ import jax
 
 from paramshare.errors import ParamshareError, warn
 from paramshare.storage import (
+    in_bucket,
     is_temporary,
-    local_path,
     not_written,
     read_json,
+    run_path,
     write_json,
+    write_text,
 )
 from paramshare.training import config as configs
 from paramshare.training.checkpoint import CheckpointError, Checkpoints
@@ -72,7 +75,11 @@ def claim(workdir: pathlib.Path, run: Run) -> None:
 
 def _is_leftover(path: pathlib.Path) -> bool:
     """Whether a file may be what a claim that was killed left."""
-    return path.name in (FACTS, LOCK) or is_temporary(path, FACTS) or is_temporary(path, CONFIG)
+    return (
+        path.name in (FACTS, LOCK, ORIGIN)
+        or is_temporary(path, FACTS)
+        or is_temporary(path, CONFIG)
+    )
 
 
 @contextlib.contextmanager
@@ -89,6 +96,19 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         yield
         return
     path = workdir / LOCK
+    if in_bucket(workdir):
+        if path.exists():
+            holder = path.read_text().strip()
+            warn(
+                f"{workdir} is being trained by {holder}, or that process was killed; a bucket has "
+                "no locks: do not train there twice at once"
+            )
+        write_text(path, f"{_this_process()}, {secrets.token_hex(4)}\n")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -118,7 +138,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     try:
         with contextlib.suppress(OSError):  # a full disk; the lock holds without the name
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.write(f"{_this_process()}\n")
             file.flush()
         yield
     finally:
@@ -126,6 +146,10 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         file.close()
         with contextlib.suppress(OSError):  # it is not empty
             workdir.rmdir()
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def differences(workdir: pathlib.Path, run: Run, config: Config) -> list[str]:
@@ -179,7 +203,7 @@ def stored_config(workdir: pathlib.Path) -> Config:
     Raises:
       ConfigError: if the folder holds no run, or a damaged configuration.
     """
-    path = local_path(workdir) / CONFIG
+    path = run_path(workdir) / CONFIG
     if not path.is_file():
         raise ConfigError(
             f"{workdir} holds no run (no {CONFIG}); give the --workdir of a training run"

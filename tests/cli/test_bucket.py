@@ -1,0 +1,116 @@
+"""Runs in a bucket of Google Cloud Storage, emulated on this machine."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import chex
+import pytest
+
+from paramshare import storage
+from paramshare.storage import StorageError, run_path
+from paramshare.training.derive import load_run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _bucket():
+    server = subprocess.Popen(
+        [sys.executable, str(pathlib.Path(__file__).parent / "bucket_server.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert server.stdout is not None
+    address = f"http://localhost:{server.stdout.readline().strip()}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", address)
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "a token")
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it would need credentials
+        yield
+    server.kill()
+    server.communicate()
+
+
+@pytest.fixture(scope="module")
+def in_bucket(config_file) -> str:
+    """The workdir of a finished run."""
+    from paramshare.cli import main
+
+    workdir = "gs://bucket/runs/first"
+    assert main(["train", config_file, "--workdir", workdir, "--checkpoint-steps", "1"]) == 0
+    return workdir
+
+
+def metrics(workdir) -> list[dict]:
+    return [json.loads(x) for x in (run_path(workdir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def epochs(workdir) -> list[dict]:
+    return [line for line in metrics(workdir) if line["kind"] == "epoch"]
+
+
+def test_it_is_the_run_of_a_folder(in_bucket, trained):
+    chex.assert_trees_all_equal(load_run(in_bucket)[1], load_run(trained)[1])
+    chex.assert_trees_all_equal(load_run(in_bucket, "best")[1], load_run(trained, "best")[1])
+    assert metrics(in_bucket) == metrics(trained)
+    names = {path.name for path in run_path(in_bucket).iterdir()}
+    assert names == {path.name for path in trained.iterdir()}
+
+
+def test_commands_read_it(in_bucket, trained, command, refused, config_file):
+    assert command("eval", in_bucket) == command("eval", trained)
+    assert command("summary", in_bucket) == command("summary", trained)
+    assert f"report         {in_bucket}/report.html" in command("report", in_bucket)
+    assert command("similarity", in_bucket).count(f"{in_bucket}/similarity") == 2
+    assert "holds another network" in refused(
+        *("train", config_file, "--workdir", "gs://bucket/other"),
+        *("--init-from", in_bucket, "--model.name", "swrn-16-2-2"),
+    )
+
+
+def test_what_a_killed_save_left_is_not_read(in_bucket, command):
+    """Orbax renames no folder in a bucket: one without this file is not complete."""
+    workdir, expected = run_path(in_bucket), load_run(in_bucket)[1]
+    lines = epochs(in_bucket)
+    (workdir / "checkpoints" / "4" / "commit_success.txt").unlink()
+    (workdir / "result.json").unlink()
+    (workdir / ".lock").write_text("process 1 on another machine\n")
+    assert load_run(in_bucket)[2] == 3
+    command("train", "--workdir", in_bucket)
+    _, step = load_run(in_bucket)[1:]
+    assert step == 4 and not (workdir / ".lock").exists()
+    chex.assert_trees_all_equal(load_run(in_bucket)[1], expected)
+    assert epochs(in_bucket) == lines
+
+
+def test_a_lock_is_named(in_bucket, capsys):
+    from paramshare.cli import main
+
+    (run_path(in_bucket) / "result.json").unlink()
+    (run_path(in_bucket) / ".lock").write_text("process 1 on another machine\n")
+    assert main(["train", "--workdir", in_bucket]) == 0
+    assert "is being trained by process 1 on another machine, or that" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # gcsfs's
+def test_runs_are_made_from_it(in_bucket, command, refused, config_file):
+    words = ("train", config_file, "--workdir", "gs://bucket/more", "--init-from", in_bucket)
+    printed = command(*words, "--profile")
+    assert "trace          gs://bucket/more/profile" in printed
+    assert any((run_path("gs://bucket/more") / "profile").iterdir())
+    assert "gs://bucket/more exists" in refused("fold", in_bucket, "--output", "gs://bucket/more")
+    assert "give a folder of this machine" in refused("export", in_bucket, "--output", "gs://b/c")
+    assert "event files cannot be written" in refused(
+        "train", config_file, "--workdir", "gs://bucket/events", "--tensorboard"
+    )
+
+
+def test_buckets_that_cannot_be_used(monkeypatch, refused):
+    assert "there is no bucket 'gs://nobody'" in refused("eval", "gs://nobody/run")
+    assert "'gs://bucket' names no folder" in refused("train", "--workdir", "gs://bucket/")
+    assert "gs://bucket/none holds no run" in refused("eval", "gs://bucket/none")
+    monkeypatch.setattr(storage.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(StorageError, match=r'pip install "paramshare\[buckets\]"'):
+        run_path("gs://another/run")
