@@ -48,7 +48,7 @@ SIZES = {"f32": 4, "bf16": 2, "pred": 1, "s32": 4, "f64": 8, "u32": 4}
 
 def moved(text: str) -> dict[str, int]:
     """Bytes of the results of each collective operation in a compiled program."""
-    totals = dict.fromkeys(COLLECTIVES, 0)
+    totals: dict[str, int] = dict.fromkeys(COLLECTIVES, 0)
     for line in text.splitlines():
         found = re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
         if found:
@@ -63,6 +63,7 @@ def measure(name: str, divided: bool, per_device: int, steps: int) -> dict[str, 
     import jax
     import numpy as np
 
+    from paramshare.data import ArraySource
     from paramshare.training.config import Config, Model, Schedule
     from paramshare.training.run import prepare
     from paramshare.training.slices import is_sliced
@@ -79,8 +80,9 @@ def measure(name: str, divided: bool, per_device: int, steps: int) -> dict[str, 
     run = prepare(config)
     step = run.devices.map(make_train_step(run, 0), donate=True, divided=run.divided(run.shapes))
     state = run.place(jax.jit(run.init)())
+    assert isinstance(run.data.train, ArraySource)
     batch = run.devices.cut(run.data.train.take(np.arange(size)).arrays)
-    text = jax.jit(step).lower(state, None, batch).compile().as_text()
+    text = jax.jit(step).lower(state, None, batch).compile().as_text() or ""
     banks = sum(
         leaf.addressable_shards[0].data.nbytes
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)

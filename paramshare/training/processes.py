@@ -132,5 +132,5 @@ def check_shared(file: pathlib.Path) -> None:
         if seen != "True":
             raise ProcessError(
                 f"workdir {file.parent} is not shared: process {process} does not see what "
-                "process 0 writes; give a --workdir on a disk that all hosts share"
+                "process 0 writes; give a --workdir that all hosts share"
             )

@@ -85,8 +85,11 @@ class Track:
 
     def __init__(self, run: Run, workdir: pathlib.Path, stack: contextlib.ExitStack):
         self.run, self.workdir = run, workdir
-        keep = {"keep": run.config.keep_last, "period": run.config.keep_every}
-        self.newest = stack.enter_context(Checkpoints(workdir / "checkpoints", **keep))
+        self.newest = stack.enter_context(
+            Checkpoints(
+                workdir / "checkpoints", keep=run.config.keep_last, period=run.config.keep_every
+            )
+        )
         self.best = stack.enter_context(Checkpoints(workdir / "best", keep=1))
         self.progress = Progress()
         self.window: list[dict[str, float]] = []  # metrics of steps since the last line
