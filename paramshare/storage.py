@@ -121,6 +121,11 @@ def absolute(path: pathlib.Path) -> pathlib.Path:
     return path if in_bucket(path) else path.absolute()
 
 
+def is_empty(path: pathlib.Path) -> bool:
+    """Whether a path is a folder with nothing in it."""
+    return path.is_dir() and not any(path.iterdir())
+
+
 def _url(text: str) -> re.Match[str] | None:
     # A Path has lost one of the slashes.
     return re.match(r"([a-z][a-z0-9+.-]+):/+(.*)", text, re.IGNORECASE)

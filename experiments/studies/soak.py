@@ -41,7 +41,7 @@ CONFIG = """from paramshare.training.config import Config, Model, Schedule
 
 config = Config(
     Model("swrn-16-1-2", sync_batch_norm=True),
-    schedule=Schedule("cosine"), epochs=4, batch_size=256, log_every=1, checkpoint_steps=2,
+    schedule=Schedule("cosine"), epochs=4, batch_size=256, log_every=3, checkpoint_steps=2,
 )
 """
 TIMES = ("seconds", "images_per_second", "sha256")

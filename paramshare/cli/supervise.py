@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
@@ -82,8 +83,8 @@ def run(words: Sequence[str]) -> int:
 def leave_lost_peers() -> Iterator[None]:
     """Ends the process at once, with one line, if an operation of all processes fails for a peer.
 
-    So it does if this process fails alone: its missing heartbeat ends the others, which wait for
-    it. What fails in all processes is raised, and so are mistakes of ours.
+    So it does, with a traceback for errors that are not ours, if this process fails alone: its
+    missing heartbeat ends the others, which wait for it. What fails in all processes is raised.
     """
     from paramshare.training.evaluation import NonFinite
     from paramshare.training.processes import ProcessError
@@ -93,15 +94,21 @@ def leave_lost_peers() -> Iterator[None]:
         yield
     except (ProcessError, NonFinite, Interrupted):
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not is_child():
+            raise
         # A save that waits in vain for a peer fails with an error of the peer's below it.
         reason = error.__cause__ if isinstance(error, ParamshareError) else error
-        if is_child() and reason is not None and _PEER.search(str(reason)):
+        if reason is not None and _PEER.search(str(reason)):
             text = f"{LOST_PEER} ({one_line(reason, 150)})"
             os._exit(print_error(f"{text}; rerun the same command on all hosts to resume", LOST))
-        if is_child() and isinstance(error, ParamshareError):
+        if isinstance(error, ParamshareError):
             os._exit(print_error(str(error), error.exit_code))
-        raise
+        if isinstance(error, KeyboardInterrupt):
+            os._exit(print_error("interrupted", 128 + signal.SIGINT))
+        traceback.print_exception(error)
+        sys.stderr.flush()
+        os._exit(1)  # else it would wait at the exit for the others, and they for it
 
 
 def _relay(stream: IO[bytes], log: "collections.deque[bytes]", said: list[bool]) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from paramshare.cli import cache, supervise
 from paramshare.cli.errors import CommandError
 from paramshare.cli.overrides import add_options, overridden, override, with_data_name
-from paramshare.cli.parsing import Parser
-from paramshare.storage import absolute, run_path
+from paramshare.cli.parsing import CHECKPOINTS, Parser
+from paramshare.storage import absolute, in_bucket, is_empty, run_path
 
 if TYPE_CHECKING:
     from paramshare.tasks import Measure
@@ -55,6 +55,13 @@ def add_own_options(parser: argparse.ArgumentParser) -> None:
         "'banks/.*' or 'params/model/conv1/kernel'; RUN may then be of another network",
     )
     parser.add_argument(
+        "--init-checkpoint",
+        choices=CHECKPOINTS,
+        default="last",
+        help="with --init-from: of RUN, the newest state (last, the default), the epoch selected "
+        "by validation (best), or the moving average (ema)",
+    )
+    parser.add_argument(
         "--seeds",
         nargs="+",
         type=int,
@@ -91,8 +98,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     with supervise.leave_lost_peers():
         with united():
             runs, workdirs = _runs(args, file, overrides)
-            if args.init_only and args.init_from is None:
-                raise CommandError("--init-only needs --init-from RUN, whose arrays it chooses")
+            if (args.init_only or args.init_checkpoint != "last") and args.init_from is None:
+                raise CommandError("--init-only and --init-checkpoint need --init-from RUN")
             if args.init_from is not None:
                 _init_from(args, runs, workdirs)
         results = fit_together(runs, workdirs, profile=args.profile)
@@ -144,12 +151,20 @@ def _init_from(
     if jax.process_index() != 0:
         return
     source = absolute(run_path(args.init_from))
-    new = [(run, folder) for run, folder in zip(runs, workdirs, strict=True) if not folder.exists()]
-    for folder in workdirs:
-        if folder.exists() and stored_origin(folder).get("workdir") != str(source):
+    source = source if in_bucket(source) else source.resolve()
+    origin = {"command": "train --init-from", "workdir": str(source)}
+    origin |= {"checkpoint": args.init_checkpoint} if args.init_checkpoint != "last" else {}
+    origin |= {"only": args.init_only} if args.init_only else {}
+    new = []
+    for run, folder in zip(runs, workdirs, strict=True):
+        if not folder.exists() or is_empty(folder):
+            new.append((run, folder))
+            continue
+        stored = stored_origin(folder)
+        if any(stored.get(name) != origin.get(name) for name in ("workdir", "checkpoint", "only")):
             raise CommandError(
-                f"{folder} exists and did not start from {source}; use a new --workdir, or leave "
-                "--init-from out to resume"
+                f"{folder} exists and did not start from these variables of {source}; use a new "
+                "--workdir, or leave --init-from and its options out to resume"
             )
     if not new:
         return
@@ -157,10 +172,15 @@ def _init_from(
         stored = stored_network(source)
         if not args.init_only:
             _check_same_network(source, stored[0], stored[1], new[0][0])
-        variables, step = network_variables(source, *stored)
+        variables, step = network_variables(source, *stored, args.init_checkpoint)
+    elif args.init_checkpoint != "last":
+        raise CommandError(
+            f"--init-checkpoint is {args.init_checkpoint}, but {source} is not a workdir; leave it "
+            "out"
+        )
     else:
         variables, step = load_variables(source), 0
-    origin = {"command": "train --init-from", "workdir": str(source), "step": step}
+    origin |= {"step": step}
     for run, folder in new:
         first, taken = variables, origin
         if args.init_only:
@@ -248,6 +268,8 @@ def describe(result: "Result", measures: Sequence["Measure"]) -> str:
         )
     if result.ema:
         lines.append(f"{'':<14} {result.ema.describe(score)} with the moving average")
+    if result.skipped:
+        lines.append(f"skipped        {result.skipped:,} updates that were not finite")
     for name, test in result.others.items():
         values = (f"{m.title} {m.format(test.measures[m.name])}" for m in measures)
         lines.append(f"  {name:<23} {', '.join(values)}")

@@ -111,6 +111,9 @@ def _cards(record: Record) -> list[Card]:
         if result.ema:
             figure = result.score.format(result.ema.measures[result.score.name])
             cards.append(Card(figure, f"test {name} with the moving average of the variables"))
+        if result.skipped:
+            about = "updates were skipped, since a loss or gradient was not finite"
+            cards.append(Card(f"{result.skipped:,}", about))
     elif score:
         points = _points(record, f"validation_{score.name}")
         if points:

@@ -1,6 +1,7 @@
 """Banks divided over devices: each device holds one slice of every array of a bank."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -26,7 +27,7 @@ class Sliced(Scheme):
       axis: name of the mapped axis.
       count: its size.
       dtype: dtype to communicate kernels in, such as the model's compute dtype; None keeps theirs.
-        Whole banks are communicated in their own dtype.
+        Gradients are summed in their own dtype, and whole banks communicated in theirs.
 
     Example:
       >>> import numpy as np
@@ -93,9 +94,9 @@ class Sliced(Scheme):
         if not self.scheme.entrywise:
             return self.scheme._expand(self._gathered(weights, sites), sites)
         slices_LxS = self.scheme.expand_flat(weights, sites)
-        kernels_LxP = self._gather(slices_LxS.astype(self.dtype or slices_LxS.dtype))
+        kernels_LxP = _gathered_in(self.dtype, self.axis, slices_LxS)
         return tuple(
-            kernel_P[: site.size].reshape(site.shape).astype(slices_LxS.dtype)
+            kernel_P[: site.size].reshape(site.shape)
             for site, kernel_P in zip(sites, kernels_LxP, strict=True)
         )
 
@@ -107,7 +108,30 @@ class Sliced(Scheme):
         return weights._replace(bank=bank)
 
     def _gather(self, slices: jax.Array) -> jax.Array:
-        return jax.lax.all_gather(slices, self.axis, axis=slices.ndim - 1, tiled=True)
+        return _gathered_in(None, self.axis, slices)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gathered_in(dtype: str | None, axis: str, slices: jax.Array) -> jax.Array:
+    """All-gathers the last axis in `dtype`. Gradients are summed over devices in their own dtype.
+
+    A sum of many devices in bfloat16 would lose digits that the replicated form keeps.
+    """
+    sent = slices.astype(dtype or slices.dtype)
+    last = slices.ndim - 1
+    return jax.lax.all_gather(sent, axis, axis=last, tiled=True).astype(slices.dtype)
+
+
+def _forward(dtype: str | None, axis: str, slices: jax.Array) -> tuple[jax.Array, None]:
+    return _gathered_in(dtype, axis, slices), None
+
+
+def _backward(dtype: str | None, axis: str, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    last = gradient.ndim - 1
+    return (jax.lax.psum_scatter(gradient, axis, scatter_dimension=last, tiled=True),)
+
+
+_gathered_in.defvjp(_forward, _backward)
 
 
 def cut(whole: jax.Array, count: int, entrywise: bool) -> jax.Array:

@@ -26,17 +26,20 @@ class Moment:
       2 ['accuracy', 'epoch'] 1
 
     Attributes:
-      kind: "line" after a line of training metrics, "epoch" after an epoch and its validation,
-        "end" when the run is finished.
+      kind: "line" after a line of training metrics, "validation" after one within an epoch,
+        "epoch" after an epoch and its validation, "end" when the run is finished. A run that was
+        finished before calls nothing.
       run: the run; of several that are trained together, one of them.
       step: updates made.
-      metrics: of the line or the epoch, as in `metrics.jsonl`; at the end those of the result.
-      variables: gives the network's variables, with whole banks. If banks are divided over several
+      metrics: of the line, validation or epoch, as in `metrics.jsonl`; at the end those of the
+        result.
+      variables: gives the network's variables at this step, with whole banks, as NumPy arrays that
+        may be kept. It can be called within the callback only. If banks are divided over several
         processes (`shard_banks`), all processes must call it.
       stopped: whether `stop` has been called.
     """
 
-    kind: Literal["line", "epoch", "end"]
+    kind: Literal["line", "validation", "epoch", "end"]
     run: Run
     step: int
     metrics: Mapping[str, Any]
@@ -46,7 +49,8 @@ class Moment:
     def stop(self) -> None:
         """Stops the training after this step, with its state saved, as SIGTERM does.
 
-        Of several processes, all must stop at the same step.
+        Of several processes, all must stop at the same step. They also see the same moments; if a
+        callback raises an error in one of them, it ends, and so do the others.
         """
         self.stopped = True
 

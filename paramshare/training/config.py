@@ -21,6 +21,7 @@ FREE_FIELDS = (
     "shard_banks",
     "log_every",
     "tensorboard",
+    "non_finite_limit",
     "checkpoint_every",
     "checkpoint_steps",
     "checkpoint_minutes",

@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import signal
+import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +32,7 @@ from paramshare.training.result import Result
 from paramshare.training.run import Run, check_batch, check_together, prepare
 from paramshare.training.signals import Interrupted, Signals
 from paramshare.training.state import State
-from paramshare.training.track import Progress, Track, mean
+from paramshare.training.track import Progress, Track
 from paramshare.training.workdir import LOCK, RESULT, claim, locked
 
 REFRESH_SECONDS = 1.0  # between updates of the progress bar; each waits for the current step
@@ -153,6 +155,8 @@ def fit_together(
             for run, workdir in zip(runs, workdirs, strict=True)
             if workdir not in results
         ]
+        if profile and workdirs[0] in results and jax.process_index() == 0:
+            warn(f"nothing is traced: the run in {workdirs[0]} is finished")
         if waiting:
             tracks = [Track(run, workdir, stack) for run, workdir in waiting]
             folder = waiting[0][1] / "profile" if profile else None
@@ -210,9 +214,11 @@ def _fit(
 
     def told(kind: Any, metrics: list[dict[str, Any]]) -> int:
         """Calls the callbacks; the signal to stop with, or 0."""
-        stopped = False
+        stopped, now = False, state.variables
         for i, (track, values) in enumerate(zip(tracks, metrics, strict=True)):
-            moment = Moment(kind, track.run, step, values, lambda i=i: whole(state.variables)[i])
+            # Copies: the next step reuses the memory.
+            take = functools.partial(lambda i: jax.device_get(whole(now)[i]), i)
+            moment = Moment(kind, track.run, step, values, take)
             for callback in callbacks:
                 callback(moment)
             stopped = stopped or moment.stopped
@@ -228,11 +234,14 @@ def _fit(
             pending.append(metrics)
             step += 1
             if profiler:
-                profiler.step(state)
+                fetched += profiler.step(state)  # not training
             epoch, of_epoch = divmod(step, run.steps_per_epoch)
             stop = signals.stop(step)
             line_due = step % config.log_every == 0 or of_epoch == 0
-            save_due = config.checkpoint_steps and step % config.checkpoint_steps == 0
+            save_due = any(
+                steps and step % steps == 0
+                for steps in (config.checkpoint_steps, config.keep_every)
+            )
             validation_due = config.validate_steps and step % config.validate_steps == 0
             due = line_due or stop or save_due or validation_due
             if due or time.monotonic() - fetched > REFRESH_SECONDS:
@@ -254,18 +263,21 @@ def _fit(
                     save_due = save_due or minutes >= config.checkpoint_minutes
             if of_epoch == 0 or validation_due:
                 variables, averages = whole(state.variables), whole(state.ema)
-                of_runs = zip(tracks, variables, averages, strict=True)
-                finish = Track.validate_between if of_epoch else Track.finish_epoch
                 validated = [
-                    finish(t, -(-step // run.steps_per_epoch), step, v, a, evaluate)
-                    for t, v, a in of_runs
+                    track.validate_between(epoch + 1, step, each, average, evaluate)
+                    if of_epoch
+                    else track.finish_epoch(
+                        epoch, step, each, average, evaluate, bool(validation_due)
+                    )
+                    for track, each, average in zip(tracks, variables, averages, strict=True)
                 ]
                 _show(bar, tracks, step, [value for value, _ in validated])
                 fetched = time.monotonic()  # validation and saving are not training
-            if of_epoch == 0:
-                stop = told("epoch", [line for _, line in validated]) or stop
-                if epoch % max(config.similarity_every, 1) == 0 or epoch == config.epochs:
-                    write_similarity(epoch, variables)
+                kind = "validation" if of_epoch else "epoch"
+                stop = told(kind, [line for _, line in validated]) or stop
+            every = max(config.similarity_every, 1)
+            if of_epoch == 0 and (epoch % every == 0 or epoch == config.epochs):
+                write_similarity(epoch, variables)
             last = step == run.steps
             epoch_due = of_epoch == 0 and epoch % config.checkpoint_every == 0
             save = stop or last or save_due or epoch_due
@@ -371,18 +383,18 @@ def _fetch(
 def _show(bar: tqdm, tracks: list[Track], step: int, scores: Sequence[float | None] = ()) -> None:
     """Shows metrics of the newest steps and the validation score, averaged over all runs."""
     run, score = tracks[0].run, tracks[0].run.task.score
-    lines = [line for track in tracks for line in track.window or track.last]
+    lines = [track.recent for track in tracks if track.recent]
     if not lines:  # all updates were skipped
         return
     shown = {
         "epoch": f"{-(-step // run.steps_per_epoch)}/{run.config.epochs}",
-        "loss": f"{mean(lines, 'loss'):.3f}",
+        "loss": f"{statistics.fmean(line['loss'] for line in lines):.3f}",
     }
     if score.name in lines[0]:  # some scores are defined for whole data sets only
-        shown[score.short] = f"{mean(lines, score.name):.3f}"
+        shown[score.short] = f"{statistics.fmean(line[score.name] for line in lines):.3f}"
     validated = [value for value in scores if value is not None]
     if validated:
-        shown["val"] = f"{sum(validated) / len(validated):.3f}"
+        shown["val"] = f"{statistics.fmean(validated):.3f}"
     bar.set_postfix(shown)
 
 

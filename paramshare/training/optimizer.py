@@ -95,8 +95,10 @@ def _decays(settings: Optimizer, variables: Any) -> Any:
 
     def decays(path: Any, leaf: Any, decays: bool) -> bool:
         # What belongs to a bank has options of its own, and may be a vector: a ring, coefficients.
-        names = {str(getattr(key, "key", key)) for key in path}
-        return decays and (leaf.ndim > 1 or bool(names & {"own", "coefficients"}))
+        names = [str(getattr(key, "key", key)) for key in path]
+        if {"own", "coefficients"} & set(names):
+            return decays
+        return decays and leaf.ndim > 1 and names[-1] not in ("bias", "scale")  # stacked by a scan
 
     params = jax.tree_util.tree_map_with_path(decays, variables["params"], mask["params"])
     return mask | {"params": params}

@@ -46,12 +46,15 @@ def exchange(text: str) -> list[str]:
     if jax.process_count() == 1:
         return [text]
     client: Any = distributed.global_state.client
-    key = f"paramshare/{next(_rounds)}"
-    client.key_value_set(f"{key}/{jax.process_index()}", text)
-    return [
-        client.blocking_key_value_get(f"{key}/{process}", int(HOUR * 1000))
+    number, me = next(_rounds), jax.process_index()
+    client.key_value_set(f"paramshare/{number}/{me}", text)
+    texts = [
+        client.blocking_key_value_get(f"paramshare/{number}/{process}", int(HOUR * 1000))
         for process in range(jax.process_count())
     ]
+    if number:  # all have come here, so that nobody still reads the texts of the round before
+        client.key_value_delete(f"paramshare/{number - 1}/{me}")
+    return texts
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import pathlib
 import shutil
 import tempfile
+import time
 from typing import Any
 
 import jax
@@ -35,29 +36,33 @@ class Profile:
     def __exit__(self, *exception: Any) -> None:
         if self._tracing:
             self._stop()
-        elif self._steps <= SKIPPED:
+        elif self._steps < SKIPPED and jax.process_index() == 0:
             warn(f"nothing was traced, since there were only {self._steps} steps")
 
-    def step(self, state: Any) -> None:
-        """Call it after each step, with its result."""
+    def step(self, state: Any) -> float:
+        """Call it after each step, with its result; returns the seconds that tracing took."""
         self._steps += 1
-        if jax.process_index() != 0:
-            return
+        if jax.process_index() != 0 or self._steps not in (SKIPPED, SKIPPED + TRACED):
+            return 0.0
+        jax.block_until_ready(state)
+        begin = time.monotonic()
         if self._steps == SKIPPED:
-            jax.block_until_ready(state)
-            options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # calls of Python functions would drown the rest
-            try:
-                jax.profiler.start_trace(
-                    str(self._traces), create_perfetto_trace=True, profiler_options=options
-                )
-            except (OSError, RuntimeError) as error:
-                warn(f"no trace: {one_line(error)}")
-                return
-            self._tracing = True
-        elif self._steps == SKIPPED + TRACED:
-            jax.block_until_ready(state)
+            self._start()
+        else:
             self._stop()
+        return time.monotonic() - begin
+
+    def _start(self) -> None:
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # calls of Python functions would drown the rest
+        try:
+            jax.profiler.start_trace(
+                str(self._traces), create_perfetto_trace=True, profiler_options=options
+            )
+        except (OSError, RuntimeError) as error:
+            warn(f"no trace: {one_line(error)}")
+        else:
+            self._tracing = True
 
     def _stop(self) -> None:
         if not self._tracing:

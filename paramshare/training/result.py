@@ -132,6 +132,8 @@ class Result(_Stored):
     """The epoch with the highest validation score; None without validation."""
     ema: Evaluation | None = None
     """On the test set, with the moving average at the end; None if none was kept."""
+    skipped: int = 0
+    """Updates that were skipped because a loss or gradient was not finite."""
     seconds: float = 0.0
     """Wall time of the whole run, over all its parts if it was resumed."""
     images_per_second: float | None = None

@@ -123,7 +123,11 @@ class Run:
 
     def stored(self, state: State) -> State:
         """A state that `place` put on the devices, in the form that checkpoints take."""
-        return self.devices.across(state, self.divided(state)) if self.config.shard_banks else state
+        if not self.config.shard_banks:
+            return state
+        if self.devices.count == 1:
+            return join_banks(state, self.shapes)
+        return self.devices.across(state, self.divided(state))
 
     def whole(self, tree: Any) -> Any:
         """Variables that `place` put on the devices, with whole banks. All processes call it."""

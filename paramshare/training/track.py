@@ -33,11 +33,13 @@ Evaluate = Callable[[Any, Source], Evaluation]
 
 @dataclasses.dataclass
 class Progress:
-    """Stored with every checkpoint: sums over the current epoch, the best epoch, and times.
+    """Stored with every checkpoint: sums of metrics, the best epoch, and times.
 
     Attributes:
       sums: the sums of each metric over the steps of the epoch so far.
       batches: number of those steps.
+      line_sums: the same of the steps since the last line; of `gradient_max/BANK` the maximum.
+      line_batches: number of those steps.
       best_score: highest validation score so far; None before the first one.
       best_epoch: its epoch, counted from 1; 0 for none.
       best_step: its step.
@@ -59,19 +61,34 @@ class Progress:
     training_examples: int = 0
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
     skipped: int = 0
+    line_sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    line_batches: int = 0
 
     def add(self, lines: list[dict[str, float]], names: tuple[str, ...]) -> None:
-        """Adds steps to the epoch's sums."""
+        """Adds steps: the metrics `names` to the epoch's sums, all to those of the next line."""
         for line in lines:
             for name in names:
                 self.sums[name] = self.sums.get(name, 0.0) + line[name]
+            for name, value in line.items():
+                if name.startswith("gradient_max/"):
+                    self.line_sums[name] = max(self.line_sums.get(name, 0.0), value)
+                elif name != "finite":
+                    self.line_sums[name] = self.line_sums.get(name, 0.0) + value
         self.batches += len(lines)
+        self.line_batches += len(lines)
 
     def means(self) -> dict[str, float]:
         """Means over the epoch; starts the next epoch."""
         means = {name: total / max(1, self.batches) for name, total in self.sums.items()}
         self.sums, self.batches = {}, 0
         return means
+
+    def line_means(self) -> dict[str, float]:
+        """Means since the last line; of `gradient_max/BANK` the maximum."""
+        return {
+            name: total if name.startswith("gradient_max/") else total / self.line_batches
+            for name, total in self.line_sums.items()
+        }
 
 
 class Track:
@@ -92,8 +109,7 @@ class Track:
         )
         self.best = stack.enter_context(Checkpoints(workdir / "best", keep=1))
         self.progress = Progress()
-        self.window: list[dict[str, float]] = []  # metrics of steps since the last line
-        self.last: list[dict[str, float]] = []  # those in the last line
+        self._last: dict[str, float] = {}  # the last line
         self._stack = stack
 
     def restore(self, step: int) -> tuple[State, Progress]:
@@ -164,29 +180,29 @@ class Track:
             warn(f"skipped {skipped} updates that were not finite ({total} so far)")
             if total > limit:
                 raise NonFinite(
-                    f"{total} updates were not finite, and non_finite_limit is {limit}; lower the "
-                    "learning rate, or raise the limit"
+                    f"{total} updates were not finite, and non_finite_limit is {limit}; resume "
+                    "with a higher one, or lower the learning rate in a new workdir"
                 )
         lines = [line for line in lines if line["finite"]]
         self.progress.add(lines, epoch_metrics(self.run, lines[0]) if lines else ())
-        self.window += lines
+
+    @property
+    def recent(self) -> dict[str, float]:
+        """Means of the newest steps; {} if there are none."""
+        return self.progress.line_means() or self._last
 
     def write_line(self, step: int) -> dict[str, float]:
         """Writes the means since the last line; of `gradient_max/BANK` the maximum."""
-        if not self.window:  # all were skipped
+        means, progress = self.progress.line_means(), self.progress
+        if not means:  # all updates were skipped
             return {}
-        first = epoch_metrics(self.run, self.window[0])
-        others = (name for name in self.window[0] if name not in (*first, "finite"))
-        line = {
-            name: max(line[name] for line in self.window)
-            if name.startswith("gradient_max/")
-            else mean(self.window, name)
-            for name in (*first, *others)
-        }
-        rate = float(np.asarray(self.run.rate(step - 1)))
+        first = epoch_metrics(self.run, means)
+        line = {name: means[name] for name in dict.fromkeys((*first, *means))}
+        # The schedule counts the updates that were made.
+        rate = float(np.asarray(self.run.rate(step - progress.skipped - 1)))
         line["learning_rate"] = rate
         self.metrics.write("train", step, **line)
-        self.window, self.last = [], self.window
+        self._last, progress.line_sums, progress.line_batches = means, {}, 0
         return line
 
     def finish_epoch(
@@ -196,6 +212,7 @@ class Track:
         variables: dict[str, Any],
         average: dict[str, Any] | None,
         evaluate: Evaluate,
+        validate: bool = False,
     ) -> tuple[float | None, dict[str, Any]]:
         """Validates, stores the variables if they are the best so far, and writes the epoch's line.
 
@@ -205,6 +222,7 @@ class Track:
           variables: the variables after this epoch.
           average: their moving average, which is validated too; None for none.
           evaluate: measures variables on a set.
+          validate: validate this epoch even if `validate_every` leaves it out.
 
         Returns:
           The validation score, None if this epoch is not validated; and the line.
@@ -213,7 +231,9 @@ class Track:
         line: dict[str, Any] = {"epoch": epoch}
         line |= {"phase": run.phase(epoch - 1) + 1} if run.data.phases > 1 else {}
         line |= self.progress.means()
-        if epoch % run.config.validate_every == 0 or epoch == run.config.epochs:
+        if run.config.non_finite == "skip":
+            line["skipped"] = self.progress.skipped
+        if validate or epoch % run.config.validate_every == 0 or epoch == run.config.epochs:
             line |= self._validate(epoch, step, variables, average, evaluate)
         self.metrics.write("epoch", step, **line)
         return line.get(f"validation_{run.task.score.name}"), line
@@ -324,6 +344,7 @@ class Track:
             others=others,
             selected=selected,
             ema=ema,
+            skipped=progress.skipped,
             seconds=round(progress.seconds, 1),
             images_per_second=speed,
             devices=f"{run.devices.count} x {run.devices.devices[0].device_kind}",
@@ -362,8 +383,3 @@ def epoch_metrics(run: Run, line: dict[str, float]) -> tuple[str, ...]:
     losses = (name for name in line if name.startswith("loss/"))
     measures = (measure.name for measure in run.task.measures if measure.name in line)
     return ("loss", *losses, *measures)
-
-
-def mean(lines: list[dict[str, float]], name: str) -> float:
-    """The mean of one metric over lines."""
-    return float(np.mean([line[name] for line in lines]))

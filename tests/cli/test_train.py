@@ -236,6 +236,21 @@ def test_a_run_can_start_from_another_one(command, refused, config_file, trained
     other = refused(*only, "banks/stage1")
     assert "'banks/stage1' matches no array of swrn-16-1-2, such as 'banks/stage1/temp" in other
     assert not (tmp_path / "new").exists()
+    assert "need --init-from" in refused(*words[:-1], "--init-checkpoint", "best")
+    other = refused(*words, sources["again"], "--init-checkpoint", "best")
+    assert "is not a workdir; leave it out" in other
+
+    (tmp_path / "empty").mkdir()  # such as a volume that was just mounted
+    (tmp_path / "link").symlink_to(trained)
+    words = ["train", config_file, "--workdir", tmp_path / "empty", "--epochs", 1, "--init-from"]
+    words = [*words, tmp_path / "link", "--init-checkpoint", "best"]
+    command(*words)
+    with Checkpoints(tmp_path / "empty" / "checkpoints") as checkpoints:
+        first, _ = checkpoints.restore(run.shapes, 0)
+    chex.assert_trees_all_equal(first.variables, stored_variables(trained, run.shapes, "best")[0])
+    command(*words[:-4], "--init-from", trained, "--init-checkpoint", "best")
+    assert "did not start from these variables" in refused(*words[:-2])
+    assert "did not start from these variables" in refused(*words, "--init-only", "banks/.*")
 
 
 def test_a_run_can_start_from_a_part_of_another_one(loaded):

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from paramshare import FilterBasis, Plan, Rule, share
@@ -20,7 +21,7 @@ from paramshare.storage import StorageError, read_json, write_json
 from paramshare.tasks import Augment
 from paramshare.training import loop
 from paramshare.training.checkpoint import CheckpointError, Checkpoints
-from paramshare.training.config import ConfigError, Penalty
+from paramshare.training.config import ConfigError, Penalty, Schedule
 from paramshare.training.evaluation import make_evaluate
 from paramshare.training.loop import NonFinite, train
 from paramshare.training.metrics import read_metrics
@@ -419,6 +420,9 @@ def marked(config, digits, tmp_path):
         changed = dataclasses.replace(config, **options)
         return train(changed, tmp_path / name, model=Marked(), data=data, devices=ONE, quiet=True)
 
+    run.run = lambda **options: prepare(
+        dataclasses.replace(config, **options), model=Marked(), data=data, devices=ONE
+    )
     return run
 
 
@@ -428,12 +432,21 @@ def test_updates_that_are_not_finite_can_be_skipped(marked, tmp_path, capsys):
     failed = int(re.findall(r"step (\d+)", str(caught.value))[0])
     with Checkpoints(tmp_path / "stop" / "checkpoints") as checkpoints:
         assert checkpoints.latest == failed - 1  # the last good state
+    skip = functools.partial(marked, "few", non_finite="skip", schedule=Schedule("cosine"))
     with pytest.raises(NonFinite, match="3 updates were not finite, and non_finite_limit is 2"):
-        marked("few", non_finite="skip", non_finite_limit=2)
+        skip(non_finite_limit=2)
     capsys.readouterr()
-    result = marked("skip", non_finite="skip", non_finite_limit=3)
-    assert result.steps == 12 and "(3 so far)" in capsys.readouterr().err
-    lines = lines_of(tmp_path / "skip", "epoch")
+    result = skip(non_finite_limit=3)  # the same run, resumed
+    assert result.steps == 12 and result.skipped == 3
+    assert "(3 so far)" in capsys.readouterr().err
+    lines = lines_of(tmp_path / "few", "epoch")
+    assert lines[-1]["skipped"] == 3
+    with Checkpoints(tmp_path / "few" / "checkpoints") as checkpoints:
+        state, _ = checkpoints.restore(marked.run(schedule=Schedule("cosine")).shapes)
+    assert optax.tree.get(state.optimizer, "count") == 9
+    rates = [line["learning_rate"] for line in lines_of(tmp_path / "few", "train")]
+    expected = marked.run(schedule=Schedule("cosine")).rate(8)  # it follows the updates
+    assert rates[-1] == pytest.approx(float(expected))
     assert len(lines) == 3 and all(np.isfinite(line["loss"]) for line in lines)
     assert lines[-1]["loss"] < lines[0]["loss"]
 

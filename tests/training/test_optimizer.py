@@ -156,7 +156,10 @@ def test_biases_and_norms_can_be_spared():
         "banks": {"ring": {"ring": jnp.ones(9)}},
         "params": {
             "coefficients": {"ring": {"scale": jnp.ones(3)}},
-            "model": {"conv": {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)}},
+            "model": {
+                "conv": {"kernel": jnp.ones((3, 3)), "bias": jnp.ones(3)},
+                "scan": {"norm": {"scale": jnp.ones((5, 3))}},  # of five layers
+            },
         },
     }
     zeros = jax.tree.map(jnp.zeros_like, variables)
@@ -168,6 +171,7 @@ def test_biases_and_norms_can_be_spared():
         moved = jax.tree.map(lambda leaf: bool(jnp.any(leaf != 0)), updates)
         assert moved["banks"]["ring"]["ring"] and moved["params"]["model"]["conv"]["kernel"]
         assert not moved["params"]["model"]["conv"]["bias"]
+        assert not moved["params"]["model"]["scan"]["norm"]["scale"]
         assert moved["params"]["coefficients"]["ring"]["scale"] == coefficients
 
 

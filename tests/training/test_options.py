@@ -5,6 +5,7 @@ import gzip
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from paramshare.training import loop
@@ -53,10 +54,36 @@ def test_validation_within_an_epoch_can_select_it(run_of, tmp_path):
     assert result.selected and result.selected.validation == scores[best]
 
 
+def test_a_validation_that_is_due_is_not_left_out_at_the_end_of_an_epoch(run_of, tmp_path):
+    fit(run_of(validate_steps=4, validate_every=2), tmp_path / "run", quiet=True)
+    lines = read_metrics(tmp_path / "run/metrics.jsonl")
+    assert [x["step"] for x in lines if "validation_loss" in x] == [4, 8]
+
+
 def test_which_checkpoints_are_kept(run_of, tmp_path):
     fit(run_of(checkpoint_steps=1, keep_last=3, keep_every=4), tmp_path / "run", quiet=True)
     with Checkpoints(tmp_path / "run/checkpoints") as newest:
         assert newest.steps == [4, 6, 7, 8]
+    fit(run_of(keep_last=1, keep_every=3), tmp_path / "other", quiet=True)
+    with Checkpoints(tmp_path / "other/checkpoints") as newest:
+        assert newest.steps == [3, 6, 8]
+
+
+def test_lines_of_metrics_do_not_depend_on_where_a_run_was_interrupted(run_of, tmp_path):
+    """Also if that was between two lines."""
+
+    def stop(moment):
+        if moment.kind == "validation" and moment.step == 5:
+            moment.stop()
+
+    options = {"log_every": 3, "validate_steps": 5, "checkpoint_every": 9}
+    whole = fit(run_of(**options), tmp_path / "whole", quiet=True)
+    with pytest.raises(Interrupted):
+        fit(run_of(**options), tmp_path / "run", quiet=True, callbacks=[stop])
+    resumed = fit(run_of(**options), tmp_path / "run", quiet=True)
+    expected = (tmp_path / "whole/metrics.jsonl").read_bytes()
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == expected
+    assert resumed.metrics == whole.metrics
 
 
 def test_checkpoints_by_the_clock(run_of, tmp_path, monkeypatch):
@@ -85,11 +112,13 @@ def test_callbacks_see_what_is_written_and_can_stop(run_of, tmp_path):
         ("epoch", 4),
         ("line", 5),
     ]
-    stored, step = stored_variables(tmp_path / "run", run.shapes)
-    assert step == 5
-    jax.tree.map(
-        lambda a, b: (a == b).all() or pytest.fail("another state"), stored, moments[-1][3]
-    )
+    with Checkpoints(tmp_path / "run/checkpoints") as newest:
+        assert newest.steps == [4, 5]
+        for moment in (moments[-2], moments[-1]):  # the first of them before two more steps
+            stored, _ = newest.restore(run.shapes, moment[1])
+            jax.tree.map(np.testing.assert_array_equal, moment[3], stored.variables)
+    first, last = moments[0][3], moments[-1][3]
+    assert not np.array_equal(*(jax.tree.leaves(each)[0] for each in (first, last)))
     lines = [
         line
         for line in read_metrics(tmp_path / "run/metrics.jsonl")
@@ -110,3 +139,5 @@ def test_a_profile_is_a_trace_that_perfetto_reads(run_of, tmp_path, capsys):
     names = [str(event.get("name")) for event in events]
     assert any("fusion" in name for name in names)  # operations of the compiled step, by name
     assert f"trace          {tmp_path / 'run/profile'}" in capsys.readouterr().out
+    fit_together([run_of()], [tmp_path / "run"], quiet=True, profile=True)
+    assert "nothing is traced: the run in" in capsys.readouterr().err

@@ -6,11 +6,14 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paramshare import FilterBasis, Plan, Rule, Soft, share
+from paramshare import FilterBasis, Plan, Rule, Site, Soft, share
 from paramshare.measure.cost import cost
+from paramshare.schemes.interface import Weights
+from paramshare.schemes.sliced import Sliced
 from paramshare.training.checkpoint import Checkpoints
 from paramshare.training.config import ConfigError, Optimizer, Penalty, differences
 from paramshare.training.loop import fit_together
@@ -102,9 +105,10 @@ def test_a_device_holds_and_communicates_what_the_summary_says(config, digits, b
     assert devices * moved["reduce_scatter"] == says["reduce_scatter"]
 
 
-def test_a_checkpoint_of_slices_is_one_of_whole_banks(trained, tmp_path):
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_checkpoint_of_slices_is_one_of_whole_banks(trained, tmp_path, count):
     """So a run resumes on another number of devices, and `eval` reads it on one."""
-    run, _, _, state = trained(3, batch_size=63, shard_banks=True)
+    run, _, _, state = trained(count, batch_size=63, shard_banks=True)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(4, run.stored(state), {"epoch": 1}, wait=True)
         restored, notes = checkpoints.restore(run.shapes)
@@ -118,6 +122,26 @@ def test_a_checkpoint_of_slices_is_one_of_whole_banks(trained, tmp_path):
     assert not differences(other.config, dataclasses.replace(other.config, shard_banks=False))
     again = other.whole(other.place(restored).variables)
     jax.tree.map(np.testing.assert_array_equal, again, whole)
+
+
+def test_gradients_are_summed_in_float32_if_kernels_are_sent_in_bfloat16():
+    """As those of whole banks are; 128 ones and a hundredth would be 129 in bfloat16."""
+    site = Site("a/kernel", (4,), std=1.0)
+    scheme = Soft(1)
+    weights = scheme.init(jax.random.key(0), (site,))
+    sliced = Sliced(scheme, "devices", 4, "bfloat16")
+    sent = jnp.array([128.0, 1.0, 0.01, 0.25])
+
+    def loss(bank, coefficients, factor):
+        (kernel,) = sliced.expand(Weights(bank, coefficients), (site,))
+        return (kernel * factor).sum()
+
+    gradients = jax.pmap(jax.grad(loss), "devices", in_axes=(0, None, 0))(
+        sliced.cut(weights.bank), weights.coefficients, sent
+    )
+    (gradient,) = jax.tree.leaves(gradients)
+    ones = jax.tree.leaves(weights.coefficients)[0].ravel()[0]
+    np.testing.assert_allclose(gradient.ravel(), sent.sum() * ones, rtol=1e-6)
 
 
 def test_it_needs_banks_and_a_run_of_its_own(config, digits, make_network, network, tmp_path):
