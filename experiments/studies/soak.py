@@ -12,10 +12,15 @@ command until they end. Some of them have two processes, of which one at random 
 state, the selected variables, the metrics and the result must be those of a run that was left
 alone, bit for bit, except for times.
 
+Disagreements: two processes with another seed, other images, another version of a package, or a
+workdir of their own; a process that is killed, stopped (SIGSTOP), or fails alone. Each must print
+one line; the study gives the seconds from their start, or from the kill, until both have ended.
+
 The study exits with 1 if a run fails. The tables are printed and written to OUT/table.md.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -44,6 +49,41 @@ config = Config(
     schedule=Schedule("cosine"), epochs=4, batch_size=256, log_every=3, checkpoint_steps=2,
 )
 """
+PATCHES = {  # what differs in one of two processes
+    "images": """
+import dataclasses
+
+from paramshare.data import ArraySource, Digits
+
+load = Digits.load
+
+
+def changed(self, seed):
+    data = load(self, seed)
+    images = data.train.input.copy()
+    images[0, 3, 3] += 1
+    return dataclasses.replace(data, train=ArraySource(images, data.train.label))
+
+
+Digits.load = changed
+""",
+    "version": """
+import importlib.metadata
+
+before = importlib.metadata.version
+importlib.metadata.version = lambda name: "0.0.1" if name == "optax" else before(name)
+""",
+    "fails": """
+from paramshare.training.track import Track
+
+
+def write_line(*args):
+    raise ZeroDivisionError("only here")
+
+
+Track.write_line = write_line
+""",
+}
 TIMES = ("seconds", "images_per_second", "sha256")
 LIMIT = 600  # seconds that a command may take
 TOLERANCE = 1e-3  # float32 rounding, grown over 20 steps of training
@@ -68,8 +108,17 @@ class End:
         return ""
 
 
-def start(folder: pathlib.Path, workdir: str, count: int, *words: str) -> list[subprocess.Popen]:
-    """The command in `count` processes of one device each; 0 is one process of its own."""
+def start(
+    folder: pathlib.Path,
+    workdir: str,
+    count: int,
+    *words: str,
+    second: Sequence[str] = (),
+) -> list[subprocess.Popen]:
+    """The command in `count` processes of one device each; 0 is one process of its own.
+
+    `second` is what the second process gets for `config.py --workdir WORKDIR`.
+    """
     job, processes = free_job(), []
     for rank in range(max(1, count)):
         slurm = {
@@ -79,7 +128,8 @@ def start(folder: pathlib.Path, workdir: str, count: int, *words: str) -> list[s
             "SLURM_PROCID": str(rank),
             "SLURM_LOCALID": str(rank),
         }
-        command = [sys.executable, "-m", "paramshare", "train", "config.py", "--workdir", workdir]
+        command = [sys.executable, "-m", "paramshare", "train"]
+        command += second if second and rank == 1 else ["config.py", "--workdir", workdir]
         processes.append(
             subprocess.Popen(
                 [
@@ -240,6 +290,57 @@ def killed(out: pathlib.Path, count: int, kills: int, draw: random.Random) -> li
     return rows
 
 
+def disagreements(out: pathlib.Path) -> list[dict[str, Any]]:
+    """Pairs of processes that cannot go on together."""
+    for name, lines_of in PATCHES.items():
+        (out / f"{name}.py").write_text(CONFIG + lines_of)
+    cases = {
+        "another seed": ["config.py", "--workdir", "pair", "--seed", "1"],
+        "other images": ["images.py", "--workdir", "pair"],
+        "another version of optax": ["version.py", "--workdir", "pair"],
+        "another workdir": ["config.py", "--workdir", "elsewhere"],
+        "one fails alone": ["fails.py", "--workdir", "pair"],
+        "one is killed": [],
+        "one is stopped": [],
+    }
+    signals = {"one is killed": signal.SIGKILL, "one is stopped": signal.SIGSTOP}
+    rows = []
+    for name, second in cases.items():
+        for folder in ("pair", "elsewhere"):
+            shutil.rmtree(out / folder, ignore_errors=True)
+        begin = time.monotonic()
+        long = ["--epochs", "400"] if name in signals else []
+        processes = start(out, "pair", 2, *long, second=second)
+        if name in signals:
+            while not (out / "pair" / "checkpoints" / "4").exists():
+                time.sleep(0.1)
+            begin = time.monotonic()
+            os.killpg(processes[1].pid, signals[name])
+        ended = wait(processes[:1] if name in signals else processes)
+        seconds = time.monotonic() - begin
+        if name in signals:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(processes[1].pid, signal.SIGKILL)
+            processes[1].communicate()
+        texts = []
+        for error in ended.errors:
+            texts.append(
+                [
+                    x
+                    for x in error.replace("\r", "\n").splitlines()
+                    if x.strip() and "img/s" not in x
+                ]
+            )
+        alone = name == "one fails alone"
+        expected = [4, 1] if alone else [4] if name in signals else [2, 2]
+        problem = "" if ended.codes == expected else f"exit codes {ended.codes}"
+        if any(len(x) != 1 for x in (texts[:1] if alone else texts)):
+            problem = problem or f"not one line: {texts}"
+        rows.append({"case": name, "problem": problem, "seconds": seconds})
+        print(f"{name}: {problem or 'one line'} after {seconds:.0f} s: {texts}", flush=True)
+    return rows
+
+
 def main() -> None:
     """Runs the study."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -248,6 +349,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20, help="undisturbed runs for each of them")
     parser.add_argument("--kills", type=int, default=40, help="of one process")
     parser.add_argument("--kills-of-two", type=int, default=10, help="of one process of two")
+    parser.add_argument(
+        "--disagreements", action=argparse.BooleanOptionalAction, default=True, help="pairs"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     random.seed(args.seed)
@@ -258,6 +362,8 @@ def main() -> None:
     draw = random.Random(args.seed)
     kills = killed(args.out, 0, args.kills, draw) if args.kills else []
     kills += killed(args.out, 2, args.kills_of_two, draw) if args.kills_of_two else []
+
+    pairs = disagreements(args.out) if args.disagreements else []
 
     tables = []
     if runs:
@@ -277,8 +383,13 @@ def main() -> None:
             failed = sum(bool(row["problem"]) for row in rows)
             body.append((count, sum(row["kills"] for row in rows), len(rows), failed))
         tables.append(sweep.table(("processes", "kills", "runs", "runs that differ"), body))
+    if pairs:
+        body = [
+            (row["case"], f"{row['seconds']:.0f}", row["problem"] or "one line") for row in pairs
+        ]
+        tables.append(sweep.table(("two processes", "seconds until they end", "output"), body))
     sweep.publish(args.out, "\n\n".join(tables), sweep.provenance())
-    sys.exit(any(row["problem"] for row in (*runs, *kills)))
+    sys.exit(any(row["problem"] for row in (*runs, *kills, *pairs)))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,17 @@ CONFIG = """from paramshare.training.config import *
 config = Config(Model("swrn-16-1-1"), epochs=1, batch_size=256, schedule=Schedule("cosine"))
 """
 
+FAULT = """
+import os
+if os.environ["SLURM_PROCID"] == "1":
+    from paramshare.training.track import Track
+
+    def fail(*args):
+        raise ZeroDivisionError("only here")
+
+    Track.write_line = fail
+"""
+
 
 @pytest.fixture
 def start(tmp_path, environment):
@@ -99,6 +110,17 @@ def test_a_process_that_is_lost_ends_the_others_with_one_line(start, tmp_path):
     code, _, lines = end(processes[0])
     assert code == 4, lines
     assert len(lines) == 1 and lines[0].startswith("paramshare: another process was lost")
+
+
+def test_an_error_in_one_process_ends_both(start, tmp_path):
+    """Without waiting at its exit for the other, which waits for it in the next step."""
+    with (tmp_path / "config.py").open("a") as file:
+        file.write(FAULT)
+    processes = start(*[["--heartbeat-timeout", "5", "--log-every", "2"]] * 2)
+    (code, _, lines), (other, _, fault) = map(end, processes)
+    assert (code, other) == (4, 1), (lines, fault)
+    assert len(lines) == 1 and lines[0].startswith("paramshare: another process was lost")
+    assert fault[0].startswith("Traceback") and fault[-1] == "ZeroDivisionError: only here"
 
 
 def test_a_process_that_never_comes_is_one_line(start):
