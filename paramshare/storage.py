@@ -121,9 +121,9 @@ def absolute(path: pathlib.Path) -> pathlib.Path:
     return path if in_bucket(path) else path.absolute()
 
 
-def is_empty(path: pathlib.Path) -> bool:
-    """Whether a path is a folder with nothing in it."""
-    return path.is_dir() and not any(path.iterdir())
+def is_new(path: pathlib.Path) -> bool:
+    """Whether nothing is at a path, or an empty folder, such as a volume that was just mounted."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def _url(text: str) -> re.Match[str] | None:

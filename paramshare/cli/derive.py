@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from paramshare.cli.errors import CommandError
 from paramshare.cli.overrides import override
 from paramshare.cli.parsing import add_checkpoint
-from paramshare.storage import run_path
+from paramshare.storage import is_new, run_path
 
 if TYPE_CHECKING:
     from paramshare.training.config import Config
@@ -150,7 +150,7 @@ def _load(args: argparse.Namespace, overrides: list[str]) -> tuple["Run", dict[s
     from paramshare.training.workdir import stored_config
     from paramshare.zoo import options_of
 
-    if args.output is not None and run_path(args.output).exists():
+    if args.output is not None and not is_new(run_path(args.output)):
         raise CommandError(f"{args.output} exists; give --output a folder that does not exist")
     if args.fine_tune < 0 or (args.fine_tune and not args.output):
         raise CommandError(

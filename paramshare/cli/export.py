@@ -9,7 +9,7 @@ from typing import Any
 
 from paramshare.cli.errors import CommandError
 from paramshare.cli.parsing import add_checkpoint
-from paramshare.storage import local_path
+from paramshare.storage import is_new, local_path
 
 FORMS = ("trained", "baked", "looped")
 
@@ -48,7 +48,7 @@ def _export(args: argparse.Namespace, overrides: list[str]) -> int:
     from paramshare.transform.export import ABOUT, export
     from paramshare.transform.looping import loop
 
-    if local_path(args.output).exists():
+    if not is_new(local_path(args.output)):
         raise CommandError(f"{args.output} exists; give --output a folder that does not exist")
     run, variables, step = load_run(args.workdir, args.checkpoint)
     model = run.model

@@ -10,7 +10,7 @@ from paramshare.cli import cache, supervise
 from paramshare.cli.errors import CommandError
 from paramshare.cli.overrides import add_options, overridden, override, with_data_name
 from paramshare.cli.parsing import CHECKPOINTS, Parser
-from paramshare.storage import absolute, in_bucket, is_empty, run_path
+from paramshare.storage import absolute, in_bucket, is_new, run_path
 
 if TYPE_CHECKING:
     from paramshare.tasks import Measure
@@ -157,7 +157,7 @@ def _init_from(
     origin |= {"only": args.init_only} if args.init_only else {}
     new = []
     for run, folder in zip(runs, workdirs, strict=True):
-        if not folder.exists() or is_empty(folder):
+        if is_new(folder):
             new.append((run, folder))
             continue
         stored = stored_origin(folder)

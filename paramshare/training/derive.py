@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from paramshare.data import eval_batches
 from paramshare.models.resnet import is_factored
 from paramshare.shared import Shared, count
-from paramshare.storage import is_empty, run_path, written_whole
+from paramshare.storage import is_new, run_path, written_whole
 from paramshare.training.checkpoint import Checkpoints
 from paramshare.training.config import Config, ConfigError, Penalty, Schedule
 from paramshare.training.evaluation import make_evaluate
@@ -237,7 +237,7 @@ def with_arrays_of(
 
 
 def _check_absent(workdir: pathlib.Path) -> None:
-    if workdir.exists() and not is_empty(workdir):
+    if not is_new(workdir):
         raise ConfigError(f"{workdir} exists; give a folder that does not exist")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax import export as jax_export
 
 from paramshare.shared import Shared
-from paramshare.storage import local_path, written_whole
+from paramshare.storage import is_new, local_path, written_whole
 from paramshare.transform.variables_file import (
     ExportError,
     leaves_by_path,
@@ -101,7 +101,7 @@ def export(
       StorageError: if the folder cannot be written.
     """
     folder = local_path(folder).absolute()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if not is_new(folder):
         raise ExportError(f"{folder} already exists; export to a new folder")
     program = export_program(model, variables, inputs, **options)
     with written_whole(folder) as scratch:

@@ -169,13 +169,14 @@ def test_a_derived_run_without_its_checkpoint_does_not_start_again(refused, load
 
 def test_variables_and_folders_that_cannot_start_a_run(loaded, tmp_path):
     run, variables, _ = loaded
+    (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="exists"):
         begin(run, variables, tmp_path, {})
     with pytest.raises(ConfigError, match="do not fit swrn-16-1-2"):
         begin(run, {**variables, "banks": {}}, tmp_path / "new", {})
     with pytest.raises(ConfigError, match="needs a workdir"):
         derive(run, variables, run, variables, fine_tune=True)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_derived_run_is_resumed_on_request(loaded, tmp_path, monkeypatch):
