@@ -11,7 +11,7 @@ import time
 import pytest
 
 CONFIG = """from paramshare.training.config import *
-config = Config(Model("swrn-16-1-1"), epochs=1, batch_size=256, schedule=Schedule("cosine"))
+config = Config(Model("resnet8-rpg-1000"), epochs=1, batch_size=256, schedule=Schedule("cosine"))
 """
 
 FAULT = """

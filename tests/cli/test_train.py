@@ -208,7 +208,16 @@ def test_a_workdir_of_another_run_is_left_alone(refused, config_file, workdir):
     assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_can_start_from_another_one(command, refused, config_file, trained, tmp_path):
+def test_a_run_can_start_from_another_one(
+    command, refused, config_file, trained, tmp_path, monkeypatch
+):
+    """Training itself would take no notice of where the first state comes from."""
+    from paramshare.cli import train
+    from paramshare.training import loop
+
+    finished = Result.read(trained / "result.json")
+    monkeypatch.setattr(loop, "fit_together", lambda runs, workdirs, **_: [finished] * len(runs))
+    monkeypatch.setattr(train, "report", lambda run, workdir, result: None)
     command("export", trained, "--output", tmp_path / "exported")
     sources = {"more": trained, "again": tmp_path / "exported" / "variables.npz"}
     run = prepare(stored_config(trained), devices=jax.devices()[:1])
@@ -220,7 +229,7 @@ def test_a_run_can_start_from_another_one(command, refused, config_file, trained
         with Checkpoints(tmp_path / name / "checkpoints") as checkpoints:
             first, _ = checkpoints.restore(run.shapes, 0)
         chex.assert_trees_all_equal(first.variables, expected)
-        command("train", *words)  # prints the stored result
+        command("train", *words)  # as to resume it
     words = ["train", config_file, "--workdir", tmp_path / "more", "--init-from"]
     assert "did not start from" in refused(*words, tmp_path)
     words = ["train", config_file, "--workdir", tmp_path / "new", "--init-from"]
