@@ -32,8 +32,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 
-# Before JAX starts its backends.
-FLAGS = os.environ.get("XLA_FLAGS", "")
+# Before JAX starts its backends. Two workers leave no core to compile parts of a program at once.
+FLAGS = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_parallel_codegen_split_count=1"
 if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and jax.__version_info__ < (0, 11):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"  # halves the time of compilation
 
@@ -60,7 +60,7 @@ def _release_programs():
     Released too often, the small ones that every module needs are compiled again and again.
     """
     yield
-    if resident_bytes() > 3 * 2**30:
+    if resident_bytes() > 2 * 2**30:
         jax.clear_caches()
         gc.collect()
         if sys.platform == "linux":

@@ -150,8 +150,3 @@ def test_a_run_that_is_interrupted_twice_and_killed_ends_with_the_same_parameter
         file.write('{"kind": "train", "st')
     assert finish(start(place, "run"))[0] == 0
     assert_same(final(place, "run"), uninterrupted)
-
-    # A finished run is not run again.
-    before = metrics.read_bytes()
-    assert finish(start(place, "run"))[0] == 0
-    assert metrics.read_bytes() == before
