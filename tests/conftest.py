@@ -55,12 +55,9 @@ gc.set_threshold(200_000, 50, 100)
 
 @pytest.fixture(autouse=True, scope="module")
 def _release_programs():
-    """Compiled programs would pile up to several gigabytes over the suite.
-
-    Released too often, the small ones that every module needs are compiled again and again.
-    """
+    """Compiled programs would pile up to several gigabytes over the suite."""
     yield
-    if resident_bytes() > 2 * 2**30:
+    if resident_bytes() > 2**30:
         jax.clear_caches()
         gc.collect()
         if sys.platform == "linux":
