@@ -10,7 +10,7 @@ from paramshare.cli import cache, supervise
 from paramshare.cli.errors import CommandError
 from paramshare.cli.overrides import add_options, overridden, override, with_data_name
 from paramshare.cli.parsing import CHECKPOINTS, Parser
-from paramshare.storage import absolute, in_bucket, is_new, run_path
+from paramshare.storage import in_bucket, is_new, run_path
 
 if TYPE_CHECKING:
     from paramshare.tasks import Measure
@@ -150,7 +150,7 @@ def _init_from(
 
     if jax.process_index() != 0:
         return
-    source = absolute(run_path(args.init_from))
+    source = run_path(args.init_from)
     source = source if in_bucket(source) else source.resolve()
     origin = {"command": "train --init-from", "workdir": str(source)}
     origin |= {"checkpoint": args.init_checkpoint} if args.init_checkpoint != "last" else {}

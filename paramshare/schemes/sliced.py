@@ -94,7 +94,7 @@ class Sliced(Scheme):
         if not self.scheme.entrywise:
             return self.scheme._expand(self._gathered(weights, sites), sites)
         slices_LxS = self.scheme.expand_flat(weights, sites)
-        kernels_LxP = _gathered_in(self.dtype, self.axis, slices_LxS)
+        kernels_LxP: Any = _gathered_in(self.dtype, self.axis, slices_LxS)
         return tuple(
             kernel_P[: site.size].reshape(site.shape)
             for site, kernel_P in zip(sites, kernels_LxP, strict=True)
@@ -103,12 +103,11 @@ class Sliced(Scheme):
     def _gathered(self, weights: Weights, sites: tuple[Site, ...]) -> Weights:
         whole = self.scheme.shapes(sites).bank
         bank = jax.tree.map(
-            lambda leaf, like: _trim(self._gather(leaf), like.shape), weights.bank, whole
+            lambda leaf, like: _trim(_gathered_in(None, self.axis, leaf), like.shape),
+            weights.bank,
+            whole,
         )
         return weights._replace(bank=bank)
-
-    def _gather(self, slices: jax.Array) -> jax.Array:
-        return _gathered_in(None, self.axis, slices)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

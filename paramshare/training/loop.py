@@ -271,10 +271,10 @@ def _fit(
                     )
                     for track, each, average in zip(tracks, variables, averages, strict=True)
                 ]
-                _show(bar, tracks, step, [value for value, _ in validated])
+                _show(bar, tracks, step, validated)
                 fetched = time.monotonic()  # validation and saving are not training
                 kind = "validation" if of_epoch else "epoch"
-                stop = told(kind, [line for _, line in validated]) or stop
+                stop = told(kind, validated) or stop
             every = max(config.similarity_every, 1)
             if of_epoch == 0 and (epoch % every == 0 or epoch == config.epochs):
                 write_similarity(epoch, variables)
@@ -380,7 +380,9 @@ def _fetch(
     return lines_of_runs
 
 
-def _show(bar: tqdm, tracks: list[Track], step: int, scores: Sequence[float | None] = ()) -> None:
+def _show(
+    bar: tqdm, tracks: list[Track], step: int, validated: Sequence[dict[str, Any]] = ()
+) -> None:
     """Shows metrics of the newest steps and the validation score, averaged over all runs."""
     run, score = tracks[0].run, tracks[0].run.task.score
     lines = [track.recent for track in tracks if track.recent]
@@ -392,9 +394,10 @@ def _show(bar: tqdm, tracks: list[Track], step: int, scores: Sequence[float | No
     }
     if score.name in lines[0]:  # some scores are defined for whole data sets only
         shown[score.short] = f"{statistics.fmean(line[score.name] for line in lines):.3f}"
-    validated = [value for value in scores if value is not None]
-    if validated:
-        shown["val"] = f"{statistics.fmean(validated):.3f}"
+    name = f"validation_{score.name}"
+    scores = [line[name] for line in validated if name in line]
+    if scores:
+        shown["val"] = f"{statistics.fmean(scores):.3f}"
     bar.set_postfix(shown)
 
 

@@ -213,7 +213,7 @@ class Track:
         average: dict[str, Any] | None,
         evaluate: Evaluate,
         validate: bool = False,
-    ) -> tuple[float | None, dict[str, Any]]:
+    ) -> dict[str, Any]:
         """Validates, stores the variables if they are the best so far, and writes the epoch's line.
 
         Args:
@@ -225,7 +225,7 @@ class Track:
           validate: validate this epoch even if `validate_every` leaves it out.
 
         Returns:
-          The validation score, None if this epoch is not validated; and the line.
+          The line.
         """
         run = self.run
         line: dict[str, Any] = {"epoch": epoch}
@@ -236,7 +236,7 @@ class Track:
         if validate or epoch % run.config.validate_every == 0 or epoch == run.config.epochs:
             line |= self._validate(epoch, step, variables, average, evaluate)
         self.metrics.write("epoch", step, **line)
-        return line.get(f"validation_{run.task.score.name}"), line
+        return line
 
     def validate_between(
         self,
@@ -245,12 +245,12 @@ class Track:
         variables: dict[str, Any],
         average: dict[str, Any] | None,
         evaluate: Evaluate,
-    ) -> tuple[float | None, dict[str, Any]]:
+    ) -> dict[str, Any]:
         """As `finish_epoch`, within an epoch."""
         line = self._validate(epoch, step, variables, average, evaluate)
         if line:
             self.metrics.write("validation", step, **line)
-        return line.get(f"validation_{self.run.task.score.name}"), line
+        return line
 
     def _validate(
         self,

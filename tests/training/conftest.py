@@ -35,6 +35,24 @@ class Small(nn.Module):
         return nn.Dense(10, name="classifier")(x.astype(jnp.float32).mean((1, 2)))
 
 
+class Streamed:
+    """The examples of a source, read through grain instead of as arrays."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        return self.source[index]
+
+
+@pytest.fixture(scope="session")
+def streamed() -> type[Streamed]:
+    return Streamed
+
+
 @pytest.fixture(scope="session")
 def make_network():
     """A function of `Small`'s options: `Small`, its last three kernels under `Soft(2)` or plain."""

@@ -144,42 +144,31 @@ def test_changed_code_of_a_network_is_refused(config, digits, tmp_path, monkeypa
     train(config, tmp_path / "run", model=Scaled(), data=digits, devices=ONE, quiet=True)
 
 
-def test_a_streamed_set_is_known_by_some_of_its_examples(digits):
+def test_a_streamed_set_is_known_by_some_of_its_examples(digits, streamed):
     few = digits.test.take(np.arange(20))
     image = few.input.copy()
     image[0] ^= 1
     other = ArraySource(image, few.label)
     first, again, second = (
-        dataclasses.replace(digits, test=Streamed(source)).digest for source in (few, few, other)
+        dataclasses.replace(digits, test=streamed(source)).digest for source in (few, few, other)
     )
     assert first == again != second
 
 
-class Streamed:
-    """A source that is not held in memory."""
-
-    def __init__(self, source):
-        self.source = source
-
-    def __len__(self):
-        return len(self.source)
-
-    def __getitem__(self, index):
-        return self.source[index]
-
-
-def test_streamed_data_and_no_validation_give_the_same_numbers(config, digits, network, tmp_path):
+def test_streamed_data_and_no_validation_give_the_same_numbers(
+    config, digits, network, tmp_path, streamed
+):
     config = dataclasses.replace(config, epochs=1)
     bare = dataclasses.replace(digits, validation=digits.validation.take(np.arange(0)))
-    streamed = dataclasses.replace(
+    other = dataclasses.replace(
         digits,
-        train=Streamed(digits.train),
-        validation=Streamed(digits.validation),
-        test=Streamed(digits.test),
+        train=streamed(digits.train),
+        validation=streamed(digits.validation),
+        test=streamed(digits.test),
     )
     held, read = (
         train(config, tmp_path / name, model=network, data=data, devices=ONE, quiet=True)
-        for name, data in (("held", bare), ("read", streamed))
+        for name, data in (("held", bare), ("read", other))
     )
     # The compiled programs differ, so that sums may be rounded differently.
     assert read.last.measures == held.last.measures and read.last.count == held.last.count

@@ -12,25 +12,12 @@ from paramshare.training.run import prepare
 ONE = jax.devices()[:1]
 
 
-class Streamed:
-    """The same examples, read through grain instead of as arrays."""
-
-    def __init__(self, source):
-        self.source = source
-
-    def __len__(self):
-        return len(self.source)
-
-    def __getitem__(self, index):
-        return self.source[index]
-
-
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("path", ["in memory", "grain"])
-def test_restored_at_every_step(config, digits, network, monkeypatch, path, processes):
+def test_restored_at_every_step(config, digits, network, streamed, monkeypatch, path, processes):
     """Over two epochs of four steps; the parts of all processes make up the batch."""
     if path == "grain":
-        digits = dataclasses.replace(digits, train=Streamed(digits.train))
+        digits = dataclasses.replace(digits, train=streamed(digits.train))
     run = prepare(config, model=network, data=digits, devices=ONE)
     monkeypatch.setattr(jax, "process_count", lambda: processes)
 
