@@ -8,6 +8,8 @@ import jax
 import pytest
 
 from paramshare.cli import main
+from paramshare.data import Digits
+from paramshare.training import run as training_run
 from paramshare.training.derive import load_run
 
 CONFIG = """
@@ -28,6 +30,32 @@ config = Config(
 def _lenient_promotion():
     # optax's schedules multiply integer steps with floats.
     with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+CHECKED: dict = {}
+LOADED: dict = {}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_earlier_commands_found():
+    """Commands run in one process here: each network is traced once, each set is read once."""
+    check_model, load = training_run.check_model, Digits.load
+
+    def check(model, name, data):
+        key = model, name, data.name, data.input_shape, data.task
+        if key not in CHECKED:
+            CHECKED[key] = check_model(model, name, data)
+        return CHECKED[key]
+
+    def read(self, seed=0):
+        if (self, seed) not in LOADED:
+            LOADED[self, seed] = load(self, seed)
+        return LOADED[self, seed]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_run, "check_model", check)
+        patch.setattr(Digits, "load", read)
         yield
 
 
