@@ -12,6 +12,7 @@ import pytest
 from paramshare import storage
 from paramshare.storage import StorageError, run_path
 from paramshare.training.derive import load_run
+from paramshare.training.result import Result
 from paramshare.training.workdir import stored_variables
 
 
@@ -76,10 +77,11 @@ def test_commands_read_it(in_bucket, trained, command, refused, config_file):
     )
 
 
-def test_what_a_killed_process_left(in_bucket, capsys):
+def test_what_a_killed_process_left(in_bucket, capsys, monkeypatch):
     """Orbax renames no folder in a bucket: one without this file is not complete."""
-    from paramshare.cli import main
+    from paramshare.cli import main, train
 
+    monkeypatch.setattr(train, "report", lambda run, workdir, result: None)
     workdir, expected = run_path(in_bucket), load_run(in_bucket)[1]
     lines = epochs(in_bucket)
     (workdir / "checkpoints" / "4" / "commit_success.txt").unlink()
@@ -96,9 +98,20 @@ def test_what_a_killed_process_left(in_bucket, capsys):
     assert epochs(in_bucket) == lines
 
 
-def test_runs_are_made_from_it(in_bucket, command, refused, config_file):
+def test_runs_are_made_from_it(in_bucket, trained, command, refused, config_file, monkeypatch):
+    """Training itself would take no notice of where the first state comes from."""
+    from paramshare.cli import train
+    from paramshare.training import loop
+
+    finished = Result.read(trained / "result.json")
     words = ("train", config_file, "--workdir", "gs://bucket/more", "--init-from", in_bucket)
-    command(*words, "--epochs", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "fit_together", lambda runs, workdirs, **_: [finished] * len(runs))
+        patch.setattr(train, "report", lambda run, workdir, result: None)
+        command(*words, "--epochs", 1)
+    first, last = load_run("gs://bucket/more"), load_run(in_bucket)
+    assert (first[2], last[2]) == (0, 4)
+    chex.assert_trees_all_equal(first[1], last[1])
     assert "gs://bucket/more exists" in refused("fold", in_bucket, "--output", "gs://bucket/more")
     assert "give a folder of this machine" in refused("export", in_bucket, "--output", "gs://b/c")
     assert "event files cannot be written" in refused(

@@ -10,8 +10,11 @@ import time
 
 import pytest
 
-CONFIG = """from paramshare.training.config import *
-config = Config(Model("resnet8-rpg-1000"), epochs=1, batch_size=256, schedule=Schedule("cosine"))
+CONFIG = """from paramshare.data import Curriculum, Grids
+from paramshare.training.config import *
+data = Grids(curriculum=Curriculum(6, 0.1, (4,), 80, 7, (), (), ()))
+schedule = Schedule("cosine")
+config = Config(Model("spathnet-2-2-2"), data, epochs=1, batch_size=16, schedule=schedule)
 """
 
 FAULT = """
@@ -83,7 +86,7 @@ def test_the_first_process_writes_the_result_and_the_report(start, tmp_path):
     assert "report         run/report.html" in first[1] and "report" not in second[1]
     assert not first[2] and not second[2] and not second[1]
     result = json.loads((tmp_path / "run/result.json").read_text())
-    assert result["devices"].startswith("2 x") and result["last"]["count"] == 355
+    assert result["devices"].startswith("2 x") and result["last"]["count"] == 7
     assert (tmp_path / "run/report.html").is_file()
     parts = tmp_path.glob("run/checkpoints/*/state/ocdbt.process_*")
     assert {part.name[-1] for part in parts} == {"0", "1"}  # each has written its own
@@ -100,7 +103,7 @@ def test_processes_that_differ_end_with_the_same_line(start, tmp_path):
 
 
 def test_a_process_that_is_lost_ends_the_others_with_one_line(start, tmp_path):
-    processes = start(*[["--epochs", "500", "--heartbeat-timeout", "5"]] * 2)
+    processes = start(*[["--epochs", "5000", "--heartbeat-timeout", "5"]] * 2)
     metrics = tmp_path / "run/metrics.jsonl"
     deadline = time.monotonic() + 100
     while not metrics.exists() or '"epoch": 1,' not in metrics.read_text():

@@ -17,17 +17,20 @@ from paramshare.training.run import prepare
 from paramshare.training.workdir import stored_config
 
 CONFIG = """
-from paramshare.data import Digits
+from paramshare.data import Curriculum, Grids
 from paramshare.tasks import Augment
 from paramshare.training.config import Config, Model, Schedule
 
+curriculum = Curriculum(
+    6, 0.1, (2, 4), 80, 3, far_windows=(), far_sizes=(), far_densities=()
+)
 config = Config(
-    model=Model("resnet8-rpg-1000"),
-    data=Digits(train_examples=128),
-    augment=Augment(flip=True, pad_crop=1, cutout=2),
+    model=Model("spathnet-2-2-2"),
+    data=Grids(curriculum=curriculum, validation=0.2),
+    augment=Augment(flip=True),
     schedule=Schedule("cosine"),
-    epochs=8,
-    batch_size=32,
+    epochs=10,
+    batch_size=16,
     log_every=3,
 )
 """
@@ -42,19 +45,8 @@ def place(tmp_path_factory, environment) -> pathlib.Path:
 
 
 def start(place: pathlib.Path, workdir: str) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-m",
-        "paramshare",
-        "train",
-        "config.py",
-        "--workdir",
-        workdir,
-        "--data.data-dir",
-        str(place / "data"),
-    ]
     return subprocess.Popen(
-        command,
+        [sys.executable, "-m", "paramshare", "train", "config.py", "--workdir", workdir],
         cwd=place,
         env=json.loads((place / "environment.json").read_text()),
         stdout=subprocess.PIPE,
@@ -114,14 +106,14 @@ def uninterrupted(place):
 
 
 def assert_same(actual, expected):
-    assert int(actual[0].step) == int(expected[0].step) == 32
+    assert int(actual[0].step) == int(expected[0].step) == 50
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(actual[0]), jax.tree.leaves(expected[0]), strict=True
     ):
         # As bytes, because NaN is not equal to itself, and 0 equals -0.
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), jax.tree_util.keystr(path)
     assert actual[1] == expected[1]
-    assert [line["epoch"] for line in actual[2]] == list(range(1, 9))
+    assert [line["epoch"] for line in actual[2]] == list(range(1, 11))
     for line, expected_line in zip(actual[2], expected[2], strict=True):
         assert line.pop("kind") == expected_line["kind"]
         assert line == pytest.approx(
