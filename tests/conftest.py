@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import os
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
@@ -80,6 +81,42 @@ def environment() -> Callable[..., dict[str, str]]:
         "XLA_FLAGS": xla_flags(devices),
         **more,
     }
+
+
+PROGRAMS: dict = {}
+WITHOUT_EFFECT = re.compile("check|keep_|valid|log_|tensorboard|similarity")  # on the programs
+
+
+@pytest.fixture(scope="module")
+def equal_runs_share_programs():
+    """Runs of equal networks, data and settings in this process are compiled once."""
+    from paramshare.training import derive, evaluation, loop
+
+    def key(run):
+        settings = {**vars(run.config)}
+        used = [(x, repr(y)) for x, y in settings.items() if not WITHOUT_EFFECT.match(x)]
+        kinds = tuple(type(x) for x in (run.data.train, run.optimizer, run.task))
+        return run.model, tuple(used), run.data.digest, kinds, tuple(run.devices.devices)
+
+    def kept(make, runs, *others):
+        name = make, *map(key, runs)
+        try:
+            hash(name)
+        except TypeError:  # a list is among the attributes of a network
+            return make(*others)
+        if name not in PROGRAMS:
+            PROGRAMS[name] = make(*others)
+        return PROGRAMS[name]
+
+    train_function, make_evaluate = loop.train_function, evaluation.make_evaluate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            loop, "train_function", lambda runs, x: kept(train_function, runs, runs, x)
+        )
+        for module in (derive, evaluation, loop):
+            patch.setattr(module, "make_evaluate", lambda run: kept(make_evaluate, [run], run))
+        yield
+    PROGRAMS.clear()
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import pytest
 
 from paramshare.cli import main
 from paramshare.data import Digits
-from paramshare.training import derive, evaluation, loop
 from paramshare.training import run as training_run
 from paramshare.training.derive import load_run
 
@@ -36,14 +35,12 @@ def _lenient_promotion():
 
 CHECKED: dict = {}
 LOADED: dict = {}
-EVALUATIONS: dict = {}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _what_earlier_commands_found():
-    """Commands run in one process here: networks are traced and evaluations compiled once."""
+def _what_earlier_commands_found(equal_runs_share_programs):
+    """Commands run in one process here: each network is traced and each set is read once."""
     check_model, load = training_run.check_model, Digits.load
-    make_evaluate = evaluation.make_evaluate
 
     def check(model, name, data):
         key = model, name, data.name, data.input_shape, data.task
@@ -56,17 +53,7 @@ def _what_earlier_commands_found():
             LOADED[self, seed] = load(self, seed)
         return LOADED[self, seed]
 
-    def evaluate(run):
-        config = run.config
-        key = run.model, config.model, config.data, config.batch_size, config.mapping
-        key = (*key, config.label_smoothing, tuple(run.devices.devices))
-        if key not in EVALUATIONS:
-            EVALUATIONS[key] = make_evaluate(run)
-        return EVALUATIONS[key]
-
     with pytest.MonkeyPatch.context() as patch:
-        for module in (derive, evaluation, loop):
-            patch.setattr(module, "make_evaluate", evaluate)
         patch.setattr(training_run, "check_model", check)
         patch.setattr(Digits, "load", read)
         yield

@@ -80,6 +80,11 @@ def _lenient_promotion():
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _programs(equal_runs_share_programs):
+    """Most tests train a network several times."""
+
+
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
     images: Any = load_digits()
