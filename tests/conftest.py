@@ -110,9 +110,7 @@ def equal_runs_share_programs():
 
     train_function, make_evaluate = loop.train_function, evaluation.make_evaluate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            loop, "train_function", lambda runs, x: kept(train_function, runs, runs, x)
-        )
+        patch.setattr(loop, "train_function", lambda runs, x: kept(train_function, runs, runs, x))
         for module in (derive, evaluation, loop):
             patch.setattr(module, "make_evaluate", lambda run: kept(make_evaluate, [run], run))
         yield

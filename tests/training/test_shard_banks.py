@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import math
 import re
 
@@ -34,6 +35,7 @@ def both(make_network):
 def trained(config, digits, both):
     """A function: run, losses of four steps, last metrics and last state on the devices."""
 
+    @functools.cache
     def train(count, **changes):
         settings = dataclasses.replace(config, **changes)
         run = prepare(settings, model=both, data=digits, devices=jax.devices()[:count])
@@ -105,10 +107,12 @@ def test_a_device_holds_and_communicates_what_the_summary_says(config, digits, b
     assert devices * moved["reduce_scatter"] == says["reduce_scatter"]
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_a_checkpoint_of_slices_is_one_of_whole_banks(trained, tmp_path, count):
+@pytest.mark.parametrize(
+    ("count", "changes"), [(1, {}), (3, {"batch_size": 63, "mapping": "shard_map"})], ids=str
+)
+def test_a_checkpoint_of_slices_is_one_of_whole_banks(trained, tmp_path, count, changes):
     """So a run resumes on another number of devices, and `eval` reads it on one."""
-    run, _, _, state = trained(count, batch_size=63, shard_banks=True)
+    run, _, _, state = trained(count, shard_banks=True, **changes)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(4, run.stored(state), {"epoch": 1}, wait=True)
         restored, notes = checkpoints.restore(run.shapes)
@@ -118,7 +122,8 @@ def test_a_checkpoint_of_slices_is_one_of_whole_banks(trained, tmp_path, count):
         jax.tree.leaves(restored.variables), jax.tree.leaves(whole), strict=True
     ):
         np.testing.assert_array_equal(leaf, expected)
-    other, _, _, _ = trained(2, shard_banks=True)
+    penalty = Penalty(orthogonality=1.0)
+    other, _, _, _ = trained(2, shard_banks=True, penalty=penalty, accumulate=2)
     assert not differences(other.config, dataclasses.replace(other.config, shard_banks=False))
     again = other.whole(other.place(restored).variables)
     jax.tree.map(np.testing.assert_array_equal, again, whole)
