@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from paramshare import ops
 from paramshare.errors import ParamshareError
 
 HE_NORMAL = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -29,7 +30,7 @@ def check_form(form: str) -> None:
 def convolution(
     features: int, size: int, stride: int = 1, bias: bool = False, **options: Any
 ) -> nn.Conv:
-    """A square convolution with symmetric padding.
+    """A square convolution with symmetric padding, computed by `ops.convolution`.
 
     `SAME` would pad even sizes by (0, 1) for stride 2, the papers' code pads by (1, 1).
     """
@@ -39,8 +40,13 @@ def convolution(
         (stride, stride),
         [(size // 2, size // 2)] * 2,
         use_bias=bias,
+        conv_general_dilated_cls=_convolution,
         **options,
     )
+
+
+def _convolution() -> Callable:
+    return ops.convolution
 
 
 def layers(

@@ -12,6 +12,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from paramshare.ops import computed_first
+
 ROUNDS = 6
 
 
@@ -105,9 +107,7 @@ def permute(x_N: jax.Array, permutation: Permutation, block: int = 1) -> jax.Arr
       block: entries in a block.
     """
     whole = permutation.size * block
-    # Fused into the gather, the index arithmetic is not vectorised: twice as slow on CPU (jaxlib
-    # 0.10). The barrier keeps them apart.
-    index = jax.lax.optimization_barrier(permutation())
+    index = computed_first(permutation())
     moved = jnp.take(x_N[:whole].reshape(-1, block), index, axis=0, mode="clip").reshape(-1)
     return moved if whole == x_N.size else jnp.concatenate([moved, x_N[whole:]])
 

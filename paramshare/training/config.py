@@ -12,6 +12,7 @@ import pydantic
 
 from paramshare.data import AnyData, Digits
 from paramshare.errors import ParamshareError, one_line
+from paramshare.ops import Form
 from paramshare.storage import local_path
 from paramshare.tasks import Augment
 from paramshare.tasks.config import Count, Fraction, Natural, checked_dataclass, describe
@@ -19,6 +20,7 @@ from paramshare.tasks.config import Count, Fraction, Natural, checked_dataclass,
 # Fields that may differ when a run is resumed: training computes the same, up to rounding.
 FREE_FIELDS = (
     "shard_banks",
+    "ops",
     "log_every",
     "tensorboard",
     "non_finite_limit",
@@ -155,6 +157,9 @@ class Config:
     shard_banks: bool = False
     """Divide banks and their optimizer state over the devices, instead of copying them to each.
     Computes the same, up to rounding."""
+    ops: Form = "auto"
+    """Form of convolutions and gathers: "auto" uses forms that are faster on CPUs where they pay,
+    "fast" everywhere, "xla" nowhere. All compute the same, up to rounding."""
     log_every: Count = 50
     """Steps between lines of metrics.jsonl."""
     validate_every: Count = 1

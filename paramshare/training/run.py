@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from paramshare import ops
 from paramshare.data import ArraySource, Dataset, InMemory
 from paramshare.shared import Shared
 from paramshare.storage import absolute, in_bucket
@@ -316,6 +317,7 @@ def _same_examples(first: Any, second: Any) -> bool:
     )
 
 
+@ops.form("xla")  # whose program is the same on all machines
 def check_model(model: nn.Module, name: str, data: Dataset) -> tuple[Any, str]:
     """Shapes of the model's variables, and a hash of what the model computes.
 

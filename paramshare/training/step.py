@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from paramshare import ops
 from paramshare.layout import count_leaves
 from paramshare.training.penalty import penalties
 from paramshare.training.run import Run
@@ -54,6 +55,7 @@ def make_train_step(
     config, data_set, task, model = run.config, run.data, run.task, run.device_model
     norm = norm_over(config.shard_banks)
 
+    @ops.form(config.ops)
     def train_step(state: State, data: Any, batch: Batch) -> tuple[State, Metrics]:
         if data is not None:
             batch = jax.tree.map(lambda x: jnp.take(x, batch["index"], axis=0), data)
@@ -223,6 +225,7 @@ def make_eval_step(run: Run) -> Callable[[Any, None, Batch], dict[str, Any]]:
     """
     task, model = run.task, run.device_model
 
+    @ops.form(run.config.ops)
     def eval_step(variables: Any, data: None, batch: Batch) -> dict[str, Any]:
         inputs, labels = batch["input"], batch["label"]
         outputs = model.apply(variables, run.data.normalise(inputs), train=False)

@@ -1,0 +1,67 @@
+"""The command that measures time and memory."""
+
+import argparse
+import json
+from typing import Any
+
+WHATS = ("step", "forward", "generation")
+FORMS = ("auto", "xla", "fast")
+
+
+def add(command: Any) -> None:
+    """Declares the command."""
+    bench = command(
+        "bench",
+        _bench,
+        "measure time and memory of networks, one against the other",
+        description="Times networks in turn on random images. Ratios are to the last network; a "
+        "single network that shares parameters is compared with the plain one.",
+    )
+    bench.add_argument("names", nargs="+", metavar="NAME", help="of a network, such as swrn-28-2-2")
+    bench.add_argument(
+        "--what",
+        nargs="+",
+        choices=WHATS,
+        default=["step"],
+        help="a training step (the default), a forward pass, or making all kernels from the banks",
+    )
+    bench.add_argument("--batch-size", type=int, default=64, metavar="N")
+    bench.add_argument("--input-shape", type=int, nargs=3, metavar=("H", "W", "C"))
+    bench.add_argument("--num-classes", type=int, metavar="N")
+    bench.add_argument("--bfloat16", action="store_true", help="compute in bfloat16")
+    bench.add_argument("--devices", type=int, metavar="N", help="of a step; all by default")
+    bench.add_argument("--mapping", choices=("pmap", "shard_map"), default="pmap")
+    bench.add_argument(
+        "--ops",
+        nargs="+",
+        choices=FORMS,
+        default=["auto"],
+        help="forms of operations; every network is measured with each",
+    )
+    bench.add_argument("--rounds", type=int, default=10, metavar="N", help="times of each program")
+    bench.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _bench(args: argparse.Namespace, overrides: list[str]) -> int:
+    from paramshare.training.bench import bench
+
+    results = []
+    for what in args.what:
+        result = bench(
+            what,
+            args.names,
+            batch_size=args.batch_size,
+            input_shape=tuple(args.input_shape) if args.input_shape else None,
+            num_classes=args.num_classes,
+            bfloat16=args.bfloat16,
+            devices=args.devices,
+            mapping=args.mapping,
+            forms=args.ops,
+            rounds=args.rounds,
+        )
+        results.append(result)
+        if not args.json:
+            print(result, flush=True)
+    if args.json:
+        print(json.dumps([json.loads(result.as_json()) for result in results], indent=2))
+    return 0
