@@ -11,6 +11,7 @@ from paramshare.cli import bench, derive, export, look, report, train
 from paramshare.cli.errors import CommandError, run_command
 from paramshare.cli.overrides import override
 from paramshare.cli.parsing import Parser
+from paramshare.ops.xla import compute_convolutions_without_ynnpack
 
 __all__ = ["main", "override", "run_command"]
 
@@ -19,6 +20,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code, see `run_command`."""
     # Tracing creates many long-lived objects; frequent garbage collection took a fifth of the time.
     gc.set_threshold(200_000, 50, 100)
+    if args is None:  # else the process is another program's
+        compute_convolutions_without_ynnpack()
     return run_command(lambda: _run(list(sys.argv[1:] if args is None else args)))
 
 

@@ -13,12 +13,13 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from paramshare.ops.form import chosen
+from paramshare.ops.xla import ynnpack_convolutions
 
 # Patches of about this many bytes are made and multiplied at a time: they stay in a core's cache.
 PATCH_BYTES = 2**22
-# XLA's gradient of a kernel sums over all places (images times output positions) in one go. It
-# becomes several times slower when float32 values of that number fill a first-level cache.
-MANY_PLACES = 2**13
+# YNNPACK's gradient of a kernel sums over all places (images times output positions) in one go. It
+# becomes several times slower when so many float32 values exceed a first-level cache.
+MANY_PLACES = 2**14
 
 
 def convolution(
@@ -39,8 +40,8 @@ def convolution(
     need be. Unless `form` says otherwise, two other forms are used there:
 
     * The gradient of the kernel is a product of image patches ("im2col") and the gradient of the
-      output, a few images at a time. This is used for grouped and for 1x1 convolutions, and for
-      others if there are many images and output positions.
+      output, a few images at a time. This is used for grouped and for 1x1 convolutions; for others
+      if there are many images and output positions, unless XLA is told not to use YNNPACK.
     * A depthwise convolution is a sum of shifted images, each times one entry of every kernel.
 
     Results and derivatives of all orders equal those of `jax.lax.conv_general_dilated` up to
@@ -130,14 +131,16 @@ def _convolution_jvp(geometry: _Geometry, primals: Any, tangents: Any) -> tuple[
 def _patches_pay(out: jax.Array, rhs: jax.Array, geometry: _Geometry) -> bool:
     """Whether patches give the gradient of the kernel faster than XLA on a CPU.
 
-    XLA takes 3 to 200 times as long for grouped convolutions, and 1.2 to 6 times for 1x1. For
-    others it depends on the number of places. experiments/results/speed.md has the measurements.
+    XLA takes 10 to 200 times as long for grouped convolutions and 1.4 to 6 times for 1x1. For
+    others it depends on what it uses, and then on the number of places. See
+    experiments/results/speed.md for the measurements.
     """
+    channels, groups = rhs.shape[-1], geometry.groups
     return (
         chosen() == "fast"
-        or geometry.groups > 1
+        or 1 < groups < channels
         or math.prod(rhs.shape[:-2]) == 1
-        or math.prod(out.shape[:-1]) >= MANY_PLACES
+        or (ynnpack_convolutions() and math.prod(out.shape[:-1]) >= MANY_PLACES)
     )
 
 

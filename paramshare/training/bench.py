@@ -170,7 +170,7 @@ def bench(
         networks.append((f"{names[0]} (plain)", networks[0][1].model))
     count = (devices or available) if what == "step" else 1
     programs = []
-    cached = jax.config.read("jax_enable_compilation_cache")
+    cached = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         for name, model in networks:

@@ -87,7 +87,7 @@ def text(form: ops.Form, lhs: Any, rhs: Any, **given: Any) -> str:
 
 
 def test_patches_are_used_where_they_pay(monkeypatch):
-    image, large = jnp.ones((1, 8, 8, 4)), jnp.ones((128, 8, 8, 4))
+    image, large = jnp.ones((1, 8, 8, 4)), jnp.ones((256, 8, 8, 4))
     kernel, grouped, single = jnp.ones((3, 3, 4, 4)), jnp.ones((3, 3, 2, 4)), jnp.ones((1, 1, 4, 4))
     xla = text("xla", image, kernel)
     assert "concatenate" not in xla and "conv_general_dilated" in xla
