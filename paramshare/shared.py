@@ -1,5 +1,7 @@
 """Any Flax module, with some of its weights generated from banks."""
 
+import contextlib
+import dataclasses
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +10,7 @@ import flax.linen as nn
 import jax
 from flax.traverse_util import flatten_dict
 
+from paramshare import ops
 from paramshare.errors import ParamshareError
 from paramshare.layout import COLLECTIONS, Layout, PlanError, count_leaves, fill, strip
 from paramshare.parameters import orphan
@@ -33,6 +36,7 @@ class Shared(nn.Module):
     Attributes:
       model: the plain model, unmodified.
       layout: the result of `Plan.resolve` for the model.
+      fast_convolutions: see `share`.
 
     Raises:
       PlanError: when called, if a bank is missing from the variables.
@@ -52,6 +56,8 @@ class Shared(nn.Module):
 
     model: nn.Module
     layout: Layout
+    # It does not change what is computed, and so is no part of what identifies a network.
+    fast_convolutions: bool = dataclasses.field(default=False, repr=False)
 
     def __post_init__(self):
         # A model named "model" belongs to this module already: lifted transforms rebuild it.
@@ -111,7 +117,9 @@ class Shared(nn.Module):
             },
             mutable=self.is_initializing(),
         )
-        return lifted(self.model, *args, **kwargs)
+        fast = ops.fast_convolutions() if self.fast_convolutions else contextlib.nullcontext()
+        with fast:
+            return lifted(self.model, *args, **kwargs)
 
     def expand(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """The plain model's variables, with kernels instead of banks. Pure and differentiable.
@@ -139,7 +147,13 @@ class Shared(nn.Module):
         return self.layout.describe()
 
 
-def share(model: nn.Module, plan: Plan, *example_inputs: Any, **options: Any) -> Shared:
+def share(
+    model: nn.Module,
+    plan: Plan,
+    *example_inputs: Any,
+    fast_convolutions: bool = False,
+    **options: Any,
+) -> Shared:
     """Shares weights of a model according to a plan.
 
     Args:
@@ -163,7 +177,7 @@ def share(model: nn.Module, plan: Plan, *example_inputs: Any, **options: Any) ->
         raise PlanError(f"share takes a Flax linen module, got {model!r}")
     if not isinstance(plan, Plan):
         raise PlanError(f"share takes a plan, such as Plan(Rule(...)), got {plan!r}")
-    return Shared(model, plan.resolve(model, *example_inputs, **options))
+    return Shared(model, plan.resolve(model, *example_inputs, **options), fast_convolutions)
 
 
 def check_shared(function: str, model: Any, error: type[ParamshareError] = ParamshareError) -> None:

@@ -1,5 +1,6 @@
 """A convolution that avoids XLA's slow cases on CPUs."""
 
+import contextlib
 import functools
 import itertools
 import math
@@ -7,6 +8,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -90,6 +92,40 @@ def convolution(
     return _convolution(
         lhs, rhs, _Geometry(strides, pairs, dilation, feature_group_count, precision)
     )
+
+
+@contextlib.contextmanager
+def fast_convolutions() -> Iterator[None]:
+    """Has Flax's `nn.Conv` layers that are called in this context use `convolution`.
+
+    Layers that were given another function keep it. By Flax's interception of methods, so that
+    models need not be changed.
+
+    Example:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp
+      >>> from paramshare import ops
+      >>> with ops.fast_convolutions():
+      ...     y, _ = nn.Conv(8, (3, 3)).init_with_output(jax.random.key(0), jnp.ones((2, 6, 6, 3)))
+      >>> y.shape
+      (2, 6, 6, 8)
+    """
+
+    def intercept(call: Any, args: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
+        layer = context.module
+        if (
+            not isinstance(layer, nn.Conv)
+            or layer.conv_general_dilated
+            or layer.conv_general_dilated_cls
+        ):
+            return call(*args, **options)
+        object.__setattr__(layer, "conv_general_dilated_cls", lambda: convolution)
+        try:
+            return call(*args, **options)
+        finally:
+            object.__setattr__(layer, "conv_general_dilated_cls", None)
+
+    with nn.intercept_methods(intercept):
+        yield
 
 
 class _Geometry(NamedTuple):

@@ -1,5 +1,6 @@
 """Convolutions in both forms: the same results and derivatives, and only where they apply."""
 
+import contextlib
 import functools
 import re
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+import paramshare
 from paramshare import ops
 from paramshare.ops import conv
 
@@ -163,10 +165,52 @@ def test_flax_takes_it():
     results = []
     for form in ops.FORMS:
         with ops.form(form):
-            loss = lambda v: jnp.sum(jnp.square(layer.apply(v, x)))  # noqa: E731
+            apply: Any = layer.apply
+            loss = lambda v: jnp.sum(jnp.square(apply(v, x)))  # noqa: E731, B023
             results.append(jax.jit(jax.grad(loss))(variables))
     for result in results:  # entries of up to 25, sums of about a hundred products
         chex.assert_trees_all_close(result, results[0], rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_unmodified_model_borrows_it(shared):
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(4, (1, 1), name="first")(x)
+            return nn.Conv(4, (1, 1), conv_general_dilated_cls=lambda: counted, name="second")(x)
+
+    calls = []
+
+    def counted(*args, **options):
+        calls.append(options)
+        return lax.conv_general_dilated(*args, **options)
+
+    x, model = jnp.float32(draw(2, 8, 8, 4)), Model()
+    context = contextlib.nullcontext()
+    if shared:
+        plan = paramshare.Plan(paramshare.Rule(".*/kernel", paramshare.Soft(1)))
+        models = [
+            paramshare.share(model, plan, x, fast_convolutions=fast) for fast in (False, True)
+        ]
+        assert repr(models[0]) == repr(models[1])
+        plain, model = models
+    else:
+        plain, context = model, ops.fast_convolutions()
+    variables = plain.init(jax.random.key(0), x)
+
+    def program(model):
+        loss = lambda variables: jnp.sum(jnp.square(model.apply(variables, x)))  # noqa: E731
+        return jax.jit(jax.grad(loss))(variables), str(jax.make_jaxpr(jax.grad(loss))(variables))
+
+    expected, text = program(plain)
+    calls.clear()
+    with context:
+        result, fast_text = program(model)
+    chex.assert_trees_all_close(result, expected, rtol=1e-5, atol=1e-4)
+    # The gradient of the first layer's kernel has become a product; the second kept its own.
+    assert fast_text.count("conv_general_dilated[") == text.count("conv_general_dilated[") - 1
+    assert calls
 
 
 def test_an_unknown_form_is_named():
