@@ -49,6 +49,5 @@ def form(name: Form) -> Iterator[None]:
 
 
 def chosen() -> Form:
-    """The form in this context; "xla" instead of "auto" unless JAX runs on a CPU."""
-    name = _form.value or "auto"
-    return "xla" if name == "auto" and jax.default_backend() != "cpu" else name
+    """The form in this context."""
+    return _form.value or "auto"

@@ -106,3 +106,16 @@ def test_version(capsys):
         main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"paramshare {paramshare.__version__}\n"
+
+
+def test_bench_prints_a_table_or_json(capsys):
+    words = ["bench", "resnet8-rpg-100", "--input-shape", "8", "8", "3", "--rounds", "1"]
+    assert main([*words, "--what", "forward", "--batch-size", "2"]) == 0
+    head, columns, _, *rows = capsys.readouterr().out.splitlines()
+    assert head.startswith("forward: batch 2, images 8x8x3, compute float32, rounds 1")
+    assert columns.split()[:2] == ["program", "ms"] and len(rows) == 2
+    assert main([*words, "--what", "generation", "--json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert [x["name"] for x in result["timings"]][-1].startswith("copy of ")
+    assert main([*words, "--rounds", "0"]) == 2
+    assert "0 rounds" in capsys.readouterr().err
