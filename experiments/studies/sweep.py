@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from paramshare.cli import override
+from paramshare.ops.xla import compute_convolutions_without_ynnpack
 from paramshare.training.config import Config, load_file
 from paramshare.training.loop import train
 from paramshare.training.result import Result
@@ -43,6 +44,7 @@ def parser(about: str, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentPar
 
 def parse(arguments: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config]:
     """The arguments, and the configuration with the remaining arguments as overrides."""
+    compute_convolutions_without_ynnpack()
     args, overrides = arguments.parse_known_args()
     return args, override(load_file(args.config), overrides)
 
