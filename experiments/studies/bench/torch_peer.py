@@ -22,12 +22,12 @@ class Soft(nn.Module):
 
     def __init__(self, templates: nn.Parameter):
         super().__init__()
-        self.templates = templates
+        self.templates = templates  # (k, P): PyTorch's channels_last takes no other rank than 4
         self.coefficients = nn.Parameter(torch.randn(len(templates)) / math.sqrt(len(templates)))
 
     def forward(self, x):
-        kernel = torch.einsum("k,koihw->oihw", self.coefficients, self.templates)
-        return F.conv2d(x, kernel, padding=1)
+        kernel = self.coefficients @ self.templates
+        return F.conv2d(x, kernel.reshape(x.shape[1], x.shape[1], 3, 3), padding=1)
 
 
 class FromRing(nn.Module):
@@ -71,7 +71,7 @@ def wide_resnet(depth: int, width: int, templates: int = 0) -> nn.Module:
     layers = [conv(3, 16, 3)]
     for stage in range(3):
         outputs = 16 * width * 2**stage
-        bank = nn.Parameter(torch.randn(max(templates, 1), outputs, outputs, 3, 3) / outputs)
+        bank = nn.Parameter(torch.randn(max(templates, 1), outputs**2 * 9) / outputs)
         for i in range(blocks):
 
             def make(inputs, outputs, stride, i=i, bank=bank):
