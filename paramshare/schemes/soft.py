@@ -26,7 +26,7 @@ class Soft(Scheme):
     .. math:: W_l = \sum_j a_{lj} T_j
 
     L sites of the same shape, with P entries each, share the bank `{"templates": (k, P)}`. Each
-    site has k unconstrained coefficients, (k,). All kernels are made at once, (L, k) @ (k, P).
+    site has k unconstrained coefficients, (k,).
     Trainable parameters: k P + k L instead of L P.
 
     Initialization. The coefficients of all sites form one (semi-)orthogonal (L, k) matrix. With
@@ -82,12 +82,12 @@ class Soft(Scheme):
         return self._weights(templates_KxP, rows_LxK, sites)
 
     def _expand(self, weights: Weights, sites: tuple[Site, ...]) -> tuple[jax.Array, ...]:
-        kernels_LxP = self.expand_flat(weights, sites)
-        return tuple(kernels_LxP.reshape(-1, *sites[0].shape))
+        kernels = mix(self.mixing(weights, sites), weights.bank["templates"])
+        return tuple(kernel_P.reshape(sites[0].shape) for kernel_P in kernels)
 
     def expand_flat(self, weights: Weights, sites: tuple[Site, ...]) -> jax.Array:
         """(L, P): the flattened kernels."""
-        return mix(self.mixing(weights, sites), weights.bank["templates"])
+        return jnp.stack(mix(self.mixing(weights, sites), weights.bank["templates"]))
 
     def _from_dense(self, kernels: tuple[jax.Array, ...], sites: tuple[Site, ...]) -> Weights:
         """By truncated singular value decomposition of the (L, P) stack (Eckart & Young 1936).
@@ -117,7 +117,7 @@ class Soft(Scheme):
 
     def combine(self, bank: Any, rows_GxN: jax.Array, site: Site) -> jax.Array:
         """(G, *site.shape): linear combinations of the templates."""
-        return mix(rows_GxN, bank["templates"]).reshape(-1, *site.shape)
+        return jnp.stack(mix(rows_GxN, bank["templates"])).reshape(-1, *site.shape)
 
     @staticmethod
     def _weights(templates_KxP: jax.Array, rows_LxK: jax.Array, sites: tuple[Site, ...]) -> Weights:
@@ -126,35 +126,46 @@ class Soft(Scheme):
 
 
 @jax.custom_jvp
-def mix(rows_LxK: jax.Array, templates_KxP: jax.Array) -> jax.Array:
-    """(L, P): the matrix product, added up template by template.
+def mix(rows_LxK: jax.Array, templates_KxP: jax.Array) -> tuple[jax.Array, ...]:
+    """The rows of the matrix product, L of (P,), added up template by template.
 
     Every entry is summed in the same order, whichever entries are computed with it: slices of the
     templates give slices of the kernels, bit for bit. The rounding of one einsum over both axes
-    depends on its shape. Derivatives are such einsums.
+    depends on its shape.
+
+    The gradient of the templates is summed in this way, too, from one gradient for each kernel:
+    three times as fast as from their stack, which would be a copy of all.
 
     Args:
       rows_LxK: coefficients, (L, k).
       templates_KxP: templates, (k, P).
 
     Example:
-      >>> mix(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])).tolist()
-      [[1.0, 2.0, 3.0]]
+      >>> (kernel,) = mix(jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]]))
+      >>> kernel.tolist()
+      [1.0, 2.0, 3.0]
     """
-    dtype = jnp.result_type(rows_LxK, templates_KxP)
-    wide = dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
-    rows_KxL, templates_KxP = rows_LxK.T.astype(wide), templates_KxP.astype(wide)
-    total_LxP = _einsum("l,p->lp", rows_KxL[0], templates_KxP[0])
-    for row_L, template_P in zip(rows_KxL[1:], templates_KxP[1:], strict=True):
-        total_LxP += _einsum("l,p->lp", row_L, template_P)
-    return total_LxP.astype(dtype)
+    templates = tuple(templates_KxP)
+    return tuple(_sum(row_K, templates) for row_K in rows_LxK)
 
 
 @mix.defjvp
-def _mix_jvp(primals: tuple[jax.Array, jax.Array], tangents: Any) -> tuple[jax.Array, jax.Array]:
+def _mix_jvp(primals: tuple[jax.Array, jax.Array], tangents: Any) -> tuple[Any, Any]:
     (rows_LxK, templates_KxP), (d_rows_LxK, d_templates_KxP) = primals, tangents
-    tangent_LxP = _einsum("lk,kp->lp", d_rows_LxK, templates_KxP)
-    return mix(*primals), tangent_LxP + _einsum("lk,kp->lp", rows_LxK, d_templates_KxP)
+    d_templates = tuple(d_templates_KxP)
+    d_kernels = tuple(
+        _einsum("k,kp->p", d_row_K, templates_KxP) + _sum(row_K, d_templates)
+        for row_K, d_row_K in zip(rows_LxK, d_rows_LxK, strict=True)
+    )
+    return mix(*primals), d_kernels
+
+
+def _sum(row_K: jax.Array, templates: tuple[jax.Array, ...]) -> jax.Array:
+    """(P,): the sum of the k templates, each (P,), times the entries of a row, in >= float32."""
+    dtype = jnp.result_type(row_K, *templates)
+    wide = dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
+    terms = (a * template_P.astype(wide) for a, template_P in zip(row_K.astype(wide), templates))
+    return functools.reduce(jnp.add, terms).astype(dtype)
 
 
 # TPUs and GPUs would round float32 operands of a matmul; full precision is cheap here.
