@@ -164,7 +164,10 @@ def _sum(row_K: jax.Array, templates: tuple[jax.Array, ...]) -> jax.Array:
     """(P,): the sum of the k templates, each (P,), times the entries of a row, in >= float32."""
     dtype = jnp.result_type(row_K, *templates)
     wide = dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
-    terms = (a * template_P.astype(wide) for a, template_P in zip(row_K.astype(wide), templates))
+    terms = (
+        a * template_P.astype(wide)
+        for a, template_P in zip(row_K.astype(wide), templates, strict=True)
+    )
     return functools.reduce(jnp.add, terms).astype(dtype)
 
 
