@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any
 
-WHATS = ("step", "forward", "generation")
+WHATS = ("step", "forward", "baked", "generation")
 FORMS = ("auto", "xla", "fast")
 
 
@@ -23,7 +23,8 @@ def add(command: Any) -> None:
         nargs="+",
         choices=WHATS,
         default=["step"],
-        help="a training step (the default), a forward pass, or making all kernels from the banks",
+        help="a training step (the default), a forward pass, a forward pass of stored kernels, or "
+        "making all kernels from the banks",
     )
     bench.add_argument("--batch-size", type=int, default=64, metavar="N")
     bench.add_argument("--input-shape", type=int, nargs=3, metavar=("H", "W", "C"))

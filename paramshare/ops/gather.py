@@ -14,7 +14,7 @@ def computed_first(index: jax.Array) -> jax.Array:
     apart.
 
     Args:
-      index: a vector of integers of at least 0.
+      index: integers of at least 0, an array of any shape that has entries.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -26,6 +26,8 @@ def computed_first(index: jax.Array) -> jax.Array:
         return jax.lax.optimization_barrier(index)
     return jax.lax.platform_dependent(
         index,
-        cpu=lambda index: jax.lax.while_loop(lambda index: index[0] < 0, jax.lax.neg, index),
+        cpu=lambda index: jax.lax.while_loop(
+            lambda index: index.ravel()[0] < 0, jax.lax.neg, index
+        ),
         default=jax.lax.optimization_barrier,
     )

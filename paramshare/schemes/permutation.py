@@ -68,19 +68,32 @@ class Permutation:
 
     def __call__(self) -> jax.Array:
         """The image of each place: (size,) int32."""
-        x = self._rounds(jax.lax.iota(jnp.uint32, self.size))
-        if math.prod(_sides(self.size)) > self.size:
-            outside = lambda x: x >= jnp.uint32(self.size)  # noqa: E731
-            x = jax.lax.while_loop(
-                lambda x: jnp.any(outside(x)),
-                lambda x: jnp.where(outside(x), self._rounds(x), x),
-                x,
+        a, b = _sides(self.size)
+        grid = self._rounds(
+            jax.lax.broadcasted_iota(jnp.uint32, (a, 1), 0),
+            jax.lax.broadcasted_iota(jnp.uint32, (1, b), 1),
+        )
+        # A flat grid would be fused into the rounds, which then divide to find their place.
+        index = computed_first(grid.astype(jnp.int32)).reshape(-1)[: self.size]
+        if a * b > self.size:
+            outside = jax.lax.iota(jnp.int32, a * b - self.size) + self.size
+            places = dataclasses.replace(self, inverse=not self.inverse)._again(outside)
+            # A cycle of places that are all outside would never end; nothing leads into it.
+            inside = jax.lax.while_loop(
+                lambda x: jnp.any(x >= self.size),
+                lambda x: jnp.where(x >= self.size, self._again(x), x),
+                jnp.where(places < self.size, outside, 0),
             )
-        return x.astype(jnp.int32)
+            index = index.at[places].set(inside, mode="drop", unique_indices=True)
+        return index
 
-    def _rounds(self, x: jax.Array) -> jax.Array:
+    def _again(self, index: jax.Array) -> jax.Array:
+        """The images of these places on the grid, without cycle walking."""
+        x, b = index.astype(jnp.uint32), jnp.uint32(_sides(self.size)[1])
+        return self._rounds(x // b, x % b).astype(jnp.int32)
+
+    def _rounds(self, left: jax.Array, right: jax.Array) -> jax.Array:
         a, b = (jnp.uint32(side) for side in _sides(self.size))
-        left, right = x // b, x % b
         for number in reversed(range(ROUNDS)) if self.inverse else range(ROUNDS):
             key = jnp.uint32(derive(self.key, number))
             if number % 2:
@@ -107,8 +120,8 @@ def permute(x_N: jax.Array, permutation: Permutation, block: int = 1) -> jax.Arr
       block: entries in a block.
     """
     whole = permutation.size * block
-    index = computed_first(permutation())
-    moved = jnp.take(x_N[:whole].reshape(-1, block), index, axis=0, mode="clip").reshape(-1)
+    blocks = x_N[:whole].reshape(-1, block)
+    moved = jnp.take(blocks, permutation(), axis=0, mode="clip").reshape(-1)
     return moved if whole == x_N.size else jnp.concatenate([moved, x_N[whole:]])
 
 

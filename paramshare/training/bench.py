@@ -23,9 +23,10 @@ from paramshare.shared import Shared
 from paramshare.training.config import Config, Model
 from paramshare.training.run import Run, check_batch, prepare
 from paramshare.training.step import make_train_step
+from paramshare.transform.conversion import bake
 from paramshare.zoo import create_model, default_input_shape
 
-What = Literal["step", "forward", "generation"]
+What = Literal["step", "forward", "baked", "generation"]
 WHATS: tuple[What, ...] = get_args(What)
 COPY_BYTES = 2**28
 
@@ -88,7 +89,7 @@ class Bench:
     """What was measured.
 
     Attributes:
-      what: "step", "forward" or "generation".
+      what: "step", "forward", "baked" or "generation".
       about: batch size, shape of inputs, number of rounds, and the machine.
       timings: one for each program; ratios are to the last.
     """
@@ -139,8 +140,9 @@ def bench(
 
     Args:
       what: "step": a step of the trainer, with augmentation, update and metrics. "forward": the
-        network's outputs for a batch on one device. "generation": all kernels from the banks, and
-        the gradient of the banks from those of the kernels; beside it a copy of a large array.
+        network's outputs for a batch on one device. "baked": the same, of kernels that are stored
+        (`bake`). "generation": all kernels from the banks, and the gradient of the banks from
+        those of the kernels; beside it a copy of a large array.
       names: networks; ratios are to the last. A single network that shares parameters is compared
         with the plain one that it is made of.
       batch_size: images, over all devices.
@@ -179,8 +181,9 @@ def bench(
                 with ops.form(form):
                     if what == "generation":
                         programs += _generation(label, model)
-                    elif what == "forward":
-                        programs.append(_forward(label, model, shape, batch_size))
+                    elif what != "step":
+                        baked = what == "baked"
+                        programs.append(_forward(label, model, shape, batch_size, baked=baked))
                 if what == "step":
                     run = _run(name, model, shape, batch_size, count, mapping, form)
                     programs.append(_step(label, run))
@@ -258,9 +261,13 @@ def _step(name: str, run: Run) -> Program:
     return Program(name, call, *seconds, memory, 0, whole.all_reduce, optimizer)
 
 
-def _forward(name: str, model: Any, shape: tuple[int, ...], batch_size: int) -> Program:
+def _forward(
+    name: str, model: Any, shape: tuple[int, ...], batch_size: int, *, baked: bool
+) -> Program:
     images = jax.random.normal(jax.random.key(0), (batch_size, *shape))
     variables = jax.jit(lambda: model.init(jax.random.key(0), images[:1]))()
+    if baked and isinstance(model, Shared):
+        model, variables = model.model, bake(model, variables)
     apply = jax.jit(lambda variables, images: model.apply(variables, images, train=False))
     return _program(name, apply, variables, images)
 

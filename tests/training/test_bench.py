@@ -44,6 +44,11 @@ def test_generation_is_measured_in_bytes_beside_a_copy(monkeypatch):
     assert copy.bytes_per_second * copy.median / 1000 == pytest.approx(2 * 2**12)
 
 
+def test_a_baked_network_needs_the_memory_of_the_plain_one():
+    shared, plain = bench("baked", [NAME], batch_size=1, input_shape=SHAPE, rounds=1).timings
+    assert shared.name != plain.name and shared.memory == plain.memory
+
+
 def test_programs_take_turns():
     calls = []
     programs = [

@@ -18,6 +18,7 @@ from typing import Any
 
 # On CPUs the command takes convolutions off YNNPACK. This is JAX's own default.
 DEFAULT = "--xla_cpu_experimental_ynn_fusion_type=+LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
+FOUR = "--xla_force_host_platform_device_count=4"
 CIFAR100 = "--input-shape 32 32 3 --num-classes 100"
 # Name -> arguments of `paramshare bench`.
 COMPARISONS = {
@@ -30,6 +31,9 @@ COMPARISONS = {
     "grouped": f"resnext50 --batch-size 4 {CIFAR100} --ops auto xla --rounds 3",
     "depthwise": f"mobilenetv2 --batch-size 16 {CIFAR100} --ops auto xla --rounds 5",
     "compile time": "swrn-40-2-4 wrn-40-2 --batch-size 16 --rounds 3",
+    "four devices": "swrn-28-2-2 wrn-28-2 --devices 4",
+    "baked": "swrn-28-2-2 wrn-28-2 --what baked --batch-size 1 --rounds 100",
+    "baked, ring": f"resnet18-rpg resnet18 --what baked --batch-size 1 {CIFAR100} --rounds 100",
     "generation, soft": "swrn-28-10-2 --what generation",
     "generation, ring": "resnet18-rpg --what generation",
     "generation, repetition": "resnet16-4-repeat --what generation",
@@ -47,7 +51,7 @@ def bench(words: list[str], flags: str = "") -> dict[str, Any]:
     """What `paramshare bench` prints as JSON, with these XLA_FLAGS."""
     code = "import sys; from paramshare.cli import main; sys.exit(main())"
     environment = {"XLA_FLAGS": flags} if flags else {}
-    command = [sys.executable, "-c", code, "bench", *words, "--devices", "1", "--json"]
+    command = [sys.executable, "-c", code, "bench", "--devices", "1", *words, "--json"]
     return json.loads(run(command, environment))[0]
 
 
@@ -76,13 +80,15 @@ def table(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def peers(python: str, rounds: int) -> list[str]:
+def peers(python: str, rounds: int, networks: list[str] | None) -> list[str]:
     """Medians over all steps of all rounds; in each round every program runs once."""
     script = str(pathlib.Path(__file__).with_name("torch_peer.py"))
     heads = "paramshare", "paramshare, JAX's default", *(f"PyTorch {mode}" for mode in MODES)
     lines = [f"| network, batch | {' | '.join(heads)} | ours / best PyTorch |"]
     lines.append("| --- " * (len(heads) + 2) + "|")
     for name, batch, classes in PEERS:
+        if networks and name not in networks:
+            continue
         words = [name, "--batch-size", str(batch), "--num-classes", str(classes)]
         words += ["--input-shape", "32", "32", "3", "--rounds", "5"]
         times: dict[str, list[float]] = {head: [] for head in heads}
@@ -108,22 +114,27 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=(*COMPARISONS, "peers"))
     parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has PyTorch")
     parser.add_argument("--rounds", type=int, default=3, help="of the peers")
+    parser.add_argument(
+        "--networks", nargs="+", choices=[name for name, *_ in PEERS], help="of the peers"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     page = []
     for name, words in COMPARISONS.items():
         if args.only and name not in args.only:
             continue
-        results = {"": bench(words.split())}
+        choices = [FOUR] if "--devices 4" in words else [""]
         if "--ops" in words:  # what JAX does without the command's option
-            results[f"XLA_FLAGS={DEFAULT} "] = bench(words.split(), DEFAULT)
-        for before, result in results.items():
+            choices.append(DEFAULT)
+        for flags in choices:
+            result = bench(words.split(), flags)
             about = ", ".join(f"{key} {value}" for key, value in result["about"].items())
-            page += [f"### {name}", "", f"    {before}paramshare bench {words} --devices 1", ""]
+            before = f"XLA_FLAGS={flags} " if flags else ""
+            page += [f"### {name}", "", f"    {before}paramshare bench --devices 1 {words}", ""]
             page += [about, "", *table(result), ""]
             print("\n".join(page[-8 - len(result["timings"]) :]), flush=True)
     if args.torch and (not args.only or "peers" in args.only):
-        page += ["### PyTorch", "", *peers(args.torch, args.rounds), ""]
+        page += ["### PyTorch", "", *peers(args.torch, args.rounds, args.networks), ""]
     elif args.only and "peers" in args.only:
         raise SystemExit("peers need --torch PYTHON, an interpreter that has PyTorch")
     (args.out / "speed.md").write_text("\n".join(page))
