@@ -192,12 +192,13 @@ class RunFacts(_Stored):
     program: str = ""
     """Digest of what the network computes; "" where it was not stored."""
     jax: str = ""
-    """Versions of jax and flax, with which `program` changes."""
+    """Versions of jax, flax and this library's operations, with which `program` changes."""
 
     def differences(self, stored: "RunFacts") -> list[str]:
         """The facts that differ, as "field: stored value -> this value", or in words.
 
-        Programs are compared only if they were traced with the same versions of jax and flax.
+        Programs are compared only if they were traced with the same versions of jax, of flax and
+        of this library's operations.
         """
         before, after = stored.as_json(), self.as_json()  # a tuple is read back as a list
         digests = ("data", "program", "jax")

@@ -31,6 +31,10 @@ from paramshare.training.state import AXIS, State, init_state
 from paramshare.training.tied import tie
 from paramshare.zoo import create_model
 
+# Raised when the library computes the same in another way, so that programs of runs that were begun
+# before are not compared. 2: soft sharing and permutations became faster (November 2026).
+OPERATIONS = 2
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -88,7 +92,7 @@ class Run:
             score=score,
             data=self.data.digest,
             program=self.program,
-            jax=f"{jax.__version__}, flax {flax.__version__}",
+            jax=f"{jax.__version__}, flax {flax.__version__}, operations {OPERATIONS}",
         )
 
     def init(self) -> State:
