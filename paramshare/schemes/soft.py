@@ -165,7 +165,7 @@ def _sum(row_K: jax.Array, templates: tuple[jax.Array, ...]) -> jax.Array:
     dtype = jnp.result_type(row_K, *templates)
     wide = dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
     terms = (
-        a * template_P.astype(wide)
+        _einsum(",p->p", a, template_P.astype(wide))
         for a, template_P in zip(row_K.astype(wide), templates, strict=True)
     )
     return functools.reduce(jnp.add, terms).astype(dtype)
