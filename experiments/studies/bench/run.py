@@ -30,7 +30,7 @@ COMPARISONS = {
     "repetition": "resnet16-4-repeat resnet16-4 --batch-size 16",
     "grouped": f"resnext50 --batch-size 4 {CIFAR100} --ops auto xla --rounds 3",
     "depthwise": f"mobilenetv2 --batch-size 16 {CIFAR100} --ops auto xla --rounds 5",
-    "compile time": "swrn-40-2-4 wrn-40-2 --batch-size 16 --rounds 3",
+    "compile time": "wrn-40-2 swrn-40-2-4 wrn-40-2 --batch-size 16 --rounds 3",
     "four devices": "swrn-28-2-2 wrn-28-2 --devices 4",
     "baked": "swrn-28-2-2 wrn-28-2 --what baked --batch-size 1 --rounds 100",
     "baked, ring": f"resnet18-rpg resnet18 --what baked --batch-size 1 {CIFAR100} --rounds 100",
