@@ -161,6 +161,8 @@ def share(
       plan: which of its parameters draw on which bank.
       *example_inputs: the inputs that the model is initialized with; only their shapes and dtypes
         are used.
+      fast_convolutions: whether the model's `nn.Conv` layers use `ops.convolution`, which avoids
+        slow cases of XLA on CPUs; see `ops.fast_convolutions`.
       **options: further arguments of `model.init`, such as `train=False` or `method="encode"`.
 
     Returns:

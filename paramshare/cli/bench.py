@@ -14,8 +14,9 @@ def add(command: Any) -> None:
         "bench",
         _bench,
         "measure time and memory of networks, one against the other",
-        description="Times networks in turn on random images. Ratios are to the last network; a "
-        "single network that shares parameters is compared with the plain one.",
+        description="Times networks in turn on random images. Ratios are to the last program of "
+        "the table, medians over the rounds. A single network that shares parameters is compared "
+        "with the plain one, and the making of kernels with a copy.",
     )
     bench.add_argument("names", nargs="+", metavar="NAME", help="of a network, such as swrn-28-2-2")
     bench.add_argument(

@@ -38,8 +38,8 @@ def convolution(
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated`, with forms that are fast on CPUs.
 
-    XLA's convolutions have slow cases on CPUs, where they take up to two hundred times as long as
-    need be. Unless `form` says otherwise, two other forms are used there:
+    XLA's convolutions have slow cases on CPUs, where they are up to 200 times slower than
+    necessary. Unless `form` says otherwise, two other forms are used there:
 
     * The gradient of the kernel is a product of image patches ("im2col") and the gradient of the
       output, a few images at a time. This is used for grouped and for 1x1 convolutions; for others
@@ -89,9 +89,12 @@ def convolution(
         window = [(size - 1) * step + 1 for size, step in zip(rhs.shape, dilation, strict=False)]
         padding = lax.padtype_to_pads(lhs.shape[1:-1], window, strides, padding)
     pairs = tuple((operator.index(low), operator.index(high)) for low, high in padding)
-    return _convolution(
-        lhs, rhs, _Geometry(strides, pairs, dilation, feature_group_count, precision)
-    )
+    geometry = _Geometry(strides, pairs, dilation, feature_group_count, precision)
+    spans = ((k - 1) * step + 1 for k, step in zip(rhs.shape, dilation, strict=False))
+    sizes = (n + sum(pair) for n, pair in zip(lhs.shape[1:-1], pairs, strict=True))
+    if any(size < span for size, span in zip(sizes, spans, strict=True)):
+        return _by_xla(lhs, rhs, geometry)  # no positions
+    return _convolution(lhs, rhs, geometry)
 
 
 @contextlib.contextmanager
@@ -141,7 +144,7 @@ class _Geometry(NamedTuple):
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _convolution(lhs: jax.Array, rhs: jax.Array, geometry: _Geometry) -> jax.Array:
     by_xla = functools.partial(_by_xla, geometry=geometry)
-    if not 1 < geometry.groups == lhs.shape[-1] == rhs.shape[-1]:
+    if not 1 < geometry.groups == lhs.shape[-1] == rhs.shape[-1] or rhs.shape[-2] != 1:
         return by_xla(lhs, rhs)
     depthwise = functools.partial(_depthwise, geometry=geometry)
     if chosen() == "fast":

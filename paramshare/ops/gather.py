@@ -10,8 +10,8 @@ def computed_first(index: jax.Array) -> jax.Array:
 
     On CPUs, XLA fuses index arithmetic into the gather, in spite of an optimization barrier. It
     then runs once for every entry that is moved, not once for every index: five times slower where
-    an index moves a block of 32. A loop that never runs, of which XLA does not see that, keeps them
-    apart.
+    an index moves a block of 32. A loop that never runs keeps them apart; XLA
+    cannot tell that it never runs.
 
     Args:
       index: integers of at least 0, an array of any shape that has entries.

@@ -1,6 +1,7 @@
 """The compiler option on which the speed of XLA's convolutions on CPUs depends."""
 
 import os
+import re
 from importlib.util import find_spec
 
 import jax
@@ -25,5 +26,9 @@ def compute_convolutions_without_ynnpack() -> None:
 
 
 def ynnpack_convolutions() -> bool:
-    """Whether convolutions on CPUs are left to YNNPACK, according to `XLA_FLAGS`."""
-    return WITHOUT_CONVOLUTIONS not in os.environ.get("XLA_FLAGS", "").split()
+    """Whether convolutions on CPUs are left to YNNPACK, according to `XLA_FLAGS`.
+
+    The last option of that name counts, which may be a list: "-" takes a kind off.
+    """
+    values = re.findall(rf"--{OPTION}=(\S*)", os.environ.get("XLA_FLAGS", ""))
+    return WITHOUT_CONVOLUTIONS.partition("=")[2] not in (values or [""])[-1].split(",")

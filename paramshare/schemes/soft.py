@@ -148,7 +148,8 @@ def mix(rows_LxK: jax.Array, templates_KxP: jax.Array) -> tuple[jax.Array, ...]:
     dtype = jnp.result_type(rows_LxK, templates_KxP)
     wide = dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
     columns_KxL = rows_LxK.T.astype(wide)
-    terms = map(functools.partial(_dot, axes=0), columns_KxL, templates_KxP.astype(wide))
+    pairs = zip(columns_KxL, templates_KxP.astype(wide), strict=True)
+    terms = (_dot(column_L, template_P, axes=0) for column_L, template_P in pairs)
     return tuple(functools.reduce(jnp.add, terms).astype(dtype))
 
 

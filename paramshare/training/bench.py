@@ -1,4 +1,4 @@
-"""Time and memory of programs, measured in turn: A B A B, so that drift concerns them alike."""
+"""Time and memory of programs, measured in turn: A B A B, so that drift affects all equally."""
 
 import dataclasses
 import datetime
@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from paramshare import ops
 from paramshare.data import from_arrays
@@ -174,6 +175,7 @@ def bench(
     programs = []
     cached = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_enable_compilation_cache", False)
+    reset_cache()  # JAX decides once whether there is one
     try:
         for name, model in networks:
             for form in forms:
@@ -191,6 +193,7 @@ def bench(
             programs.append(_copy())
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
+        reset_cache()
     about = {
         "batch": batch_size,
         "images": "x".join(map(str, shape)),
@@ -258,7 +261,8 @@ def _step(name: str, run: Run) -> Program:
         jax.block_until_ready((kept[0], metrics))
 
     optimizer = whole.bytes + whole.optimizer
-    return Program(name, call, *seconds, memory, 0, whole.all_reduce, optimizer)
+    all_reduced = whole.all_reduce if run.devices.count > 1 else 0
+    return Program(name, call, *seconds, memory, 0, all_reduced, optimizer)
 
 
 def _forward(

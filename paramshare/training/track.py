@@ -16,13 +16,14 @@ import optax
 
 from paramshare.data import Source
 from paramshare.errors import warn
+from paramshare.ops.xla import ynnpack_convolutions
 from paramshare.shared import count
 from paramshare.training.checkpoint import CheckpointError, Checkpoints
 from paramshare.training.evaluation import NonFinite
 from paramshare.training.metrics import METRICS, MetricsFile, metrics_digest, read_metrics
 from paramshare.training.processes import ProcessError, united
 from paramshare.training.result import Evaluation, Result, Selected
-from paramshare.training.run import Run
+from paramshare.training.run import OPERATIONS, Run
 from paramshare.training.state import State
 from paramshare.training.workdir import RESULT, check_origin
 
@@ -365,10 +366,12 @@ def cores() -> int:
 
 def environment(run: Run) -> dict[str, str]:
     """What the last digits of a run depend on, beside its configuration, data and code."""
+    convolutions = "YNNPACK" if ynnpack_convolutions() else "XLA"
     return {
         "devices": f"{run.devices.count} x {run.devices.devices[0].device_kind}",
         "processes": str(jax.process_count()),
         "banks": "divided" if run.config.shard_banks else "whole",
+        "operations": f"{run.config.ops}, {convolutions}, generation {OPERATIONS}",
         "cores": str(cores()),
         "backend": " ".join(run.devices.devices[0].client.platform_version.split()),
         "jax": jax.__version__,

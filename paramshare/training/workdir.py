@@ -57,9 +57,12 @@ def claim(workdir: pathlib.Path, run: Run) -> None:
                 f"workdir {workdir} holds a run of another configuration ({'; '.join(changed)}); "
                 "use a new --workdir, or the same settings, data and code"
             )
-        if not facts.is_file() and jax.process_index() == 0:
-            warn(f"{facts} is missing; it is written again, without a check of data and code")
-            run.facts.write(facts)
+        if jax.process_index() == 0:
+            if not facts.is_file():
+                warn(f"{facts} is missing; it is written again, without a check of data and code")
+                run.facts.write(facts)
+            elif RunFacts.read(facts).jax != run.facts.jax:
+                run.facts.write(facts)  # with another version, from here on
         return
     if jax.process_index() != 0:
         return  # the first process creates it

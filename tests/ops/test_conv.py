@@ -76,6 +76,45 @@ def test_results_and_derivatives_are_those_of_xla(monkeypatch, case, bytes_at_a_
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-13 * np.abs(other).max())
 
 
+@pytest.mark.parametrize("case", ["depthwise", "groups"])
+def test_what_users_get_has_the_derivatives_of_xla(case):
+    """On a CPU, of a program that could run elsewhere."""
+    inputs, kernel, *geometry = CASES[case]
+    lhs, rhs = draw(*inputs), draw(*kernel)
+    with jax.enable_x64(True):
+        result, expected = jax.jit(
+            lambda: [
+                derivatives(function, lhs, rhs, *geometry)
+                for function in (ops.convolution, lax.conv_general_dilated)
+            ]
+        )()
+    for one, other in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-13 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_images_smaller_than_the_kernel(groups):
+    lhs, rhs = jnp.ones((1, 1, 2, 4)), jnp.ones((3, 3, 4 // groups, 4))
+
+    def total(rhs):
+        out = ops.convolution(
+            lhs, rhs, (1, 1), "VALID", dimension_numbers=ORDERS[2], feature_group_count=groups
+        )
+        assert 0 in out.shape
+        return out.sum()
+
+    np.testing.assert_array_equal(jax.grad(total)(rhs), jnp.zeros_like(rhs))
+
+
+def test_a_kernel_that_does_not_fit_is_refused_in_every_form():
+    lhs, rhs = jnp.ones((1, 5, 5, 4)), jnp.ones((3, 3, 2, 4))
+    for form in ops.FORMS:
+        with ops.form(form), pytest.raises(ValueError, match="feature_group_count"):
+            ops.convolution(
+                lhs, rhs, (1, 1), "SAME", dimension_numbers=ORDERS[2], feature_group_count=4
+            )
+
+
 def text(form: ops.Form, lhs: Any, rhs: Any, **given: Any) -> str:
     """The program of the gradient of the kernel."""
     options: Any = {"dimension_numbers": ORDERS[2]} | given

@@ -31,6 +31,9 @@ def test_the_option_is_added_once_and_never_against_the_user(flags):
     own = f"--{xla.OPTION}=LIBRARY_FUSION_TYPE_DOT"
     assert flags(own) == own
     assert xla.ynnpack_convolutions()
+    several = f"{xla.WITHOUT_CONVOLUTIONS},+LIBRARY_FUSION_TYPE_REDUCE"
+    assert flags(several) == several
+    assert not xla.ynnpack_convolutions()
 
 
 def test_nothing_is_added_where_another_compiler_reads_the_flags(flags, monkeypatch):

@@ -162,6 +162,14 @@ def test_only_hashing_adds_in_a_scatter(mode, block):
     assert bool(re.search(r"f32\S* scatter\(|/scatter-add", text)) == (mode == "hash")
 
 
+def test_forward_derivatives_of_tiled_rings():
+    scheme, members = paper(101, "tile"), sites(*SHAPES)
+    ring = jnp.linspace(-1.0, 1.0, 101)
+    kernels, tangents = jax.jvp(lambda ring: scheme.expand(weights(ring), members), [ring], [ring])
+    for one, other in zip(kernels, tangents, strict=True):  # linear in the ring
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("mode", ["ring", "global"])
 def test_gradients_are_bit_identical_every_time(mode):
     gradient = jax.jit(jax.grad(loss(paper(1001, mode), sites(*WIDE))))

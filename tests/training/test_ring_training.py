@@ -23,7 +23,7 @@ def all_digits() -> Dataset:
 
 
 def network(seed: int) -> Shared:
-    model = ResNet((1, 1, 1), (8, 16, 32), num_classes=10, stem="cifar", stem_width=8)
+    model = ResNet((1, 1), (16, 32), num_classes=10, stem="cifar", stem_width=16)
     plan = Plan(Rule(r"stage.*/kernel", Ring(1000, seed=seed), bank="ring"))
     return share(model, plan, jax.ShapeDtypeStruct((1, 8, 8, 1), "float32"))
 

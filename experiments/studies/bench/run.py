@@ -81,7 +81,7 @@ def table(result: dict[str, Any]) -> list[str]:
 
 
 def peers(python: str, rounds: int, networks: list[str] | None) -> list[str]:
-    """Medians over all steps of all rounds; in each round every program runs once."""
+    """Medians over the rounds of each process's median; in each round every program runs once."""
     script = str(pathlib.Path(__file__).with_name("torch_peer.py"))
     heads = "paramshare", "paramshare, JAX's default", *(f"PyTorch {mode}" for mode in MODES)
     lines = [f"| network, batch | {' | '.join(heads)} | ours / best PyTorch |"]
@@ -98,7 +98,7 @@ def peers(python: str, rounds: int, networks: list[str] | None) -> list[str]:
                 times[head].append(first["median"])
             for mode in MODES:
                 command = [python, script, name, "--batch-size", str(batch), "--mode", mode]
-                times[f"PyTorch {mode}"] += json.loads(run(command, {}))
+                times[f"PyTorch {mode}"].append(statistics.median(json.loads(run(command, {}))))
         medians = {head: statistics.median(values) for head, values in times.items()}
         ratio = medians[heads[0]] / min(medians[f"PyTorch {mode}"] for mode in MODES)
         cells = " | ".join(f"{medians[head]:.0f}" for head in heads)
@@ -132,7 +132,7 @@ def main() -> None:
             before = f"XLA_FLAGS={flags} " if flags else ""
             page += [f"### {name}", "", f"    {before}paramshare bench --devices 1 {words}", ""]
             page += [about, "", *table(result), ""]
-            print("\n".join(page[-8 - len(result["timings"]) :]), flush=True)
+            print("\n".join(page[-9 - len(result["timings"]) :]), flush=True)
     if args.torch and (not args.only or "peers" in args.only):
         page += ["### PyTorch", "", *peers(args.torch, args.rounds, args.networks), ""]
     elif args.only and "peers" in args.only:
