@@ -4,8 +4,9 @@ import argparse
 import json
 from typing import Any
 
-WHATS = ("step", "forward", "baked", "generation")
-FORMS = ("auto", "xla", "fast")
+from paramshare.ops import FORMS
+
+WHATS = ("step", "forward", "baked", "generation")  # as in training/bench.py, not loaded for --help
 
 
 def add(command: Any) -> None:

@@ -22,7 +22,8 @@ class OpsError(ParamshareError):
 def form(name: Form) -> Iterator[None]:
     """Chooses the form of the operations in this folder, for whatever is traced in this context.
 
-    Functions under `jax.jit` are traced anew in another context.
+    Functions under `jax.jit` are traced anew in another context. The trainer's steps use the form
+    that `Config.ops` names, whatever the context.
 
     Args:
       name: "auto" for the fast forms on CPUs, where they pay; "xla" for XLA's forms everywhere;

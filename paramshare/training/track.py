@@ -147,10 +147,11 @@ class Track:
         digits from those of an uninterrupted run.
         """
         self.progress, now = progress, environment(self.run)
+        before = progress.environment
         changed = [
-            f"{name} {before} -> {now.get(name)}"
-            for name, before in progress.environment.items()
-            if before != now.get(name)
+            f"{name} {before.get(name, 'unknown')} -> {value}"
+            for name, value in now.items()
+            if before and before.get(name) != value
         ]
         if changed and jax.process_index() == 0:
             warn(

@@ -2,14 +2,19 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 import paramshare
+from paramshare.cli import bench as bench_command
 from paramshare.cli import main, run_command
 from paramshare.errors import ParamshareError
+from paramshare.ops import xla
+from paramshare.training import bench as training
 from paramshare.training.evaluation import NonFinite
 from paramshare.training.signals import Interrupted
 
@@ -106,6 +111,24 @@ def test_version(capsys):
         main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"paramshare {paramshare.__version__}\n"
+
+
+def test_the_command_takes_convolutions_off_ynnpack_for_itself_alone(monkeypatch, capsys):
+    """A process that calls `main` with arguments is another program."""
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(xla, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert os.environ["XLA_FLAGS"] == ""
+    monkeypatch.setattr(sys, "argv", ["paramshare", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    known = (0, 10) <= jax.__version_info__[:2] < (0, 13)
+    assert os.environ["XLA_FLAGS"] == (xla.WITHOUT_CONVOLUTIONS if known else "")
+
+
+def test_bench_offers_what_there_is():
+    assert bench_command.WHATS == training.WHATS
 
 
 def test_bench_prints_a_table_or_json(capsys):

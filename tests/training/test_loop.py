@@ -19,7 +19,7 @@ from paramshare import FilterBasis, Plan, Rule, share
 from paramshare.data import ArraySource
 from paramshare.storage import StorageError, read_json, write_json
 from paramshare.tasks import Augment
-from paramshare.training import loop
+from paramshare.training import loop, track
 from paramshare.training.checkpoint import CheckpointError, Checkpoints
 from paramshare.training.config import ConfigError, Penalty, Schedule
 from paramshare.training.evaluation import make_evaluate
@@ -142,6 +142,9 @@ def test_changed_code_of_a_network_is_refused(config, digits, tmp_path, monkeypa
     facts = tmp_path / "run" / "identity.json"  # another jax traces another program
     write_json(facts, read_json(facts, ConfigError, "") | {"jax": "0.9, flax 0.12"})
     train(config, tmp_path / "run", model=Scaled(), data=digits, devices=ONE, quiet=True)
+    monkeypatch.setitem(globals(), "FACTOR", 3.0)  # compared again from then on
+    with pytest.raises(ConfigError, match="the code of the network has changed"):
+        train(config, tmp_path / "run", model=Scaled(), data=digits, devices=ONE, quiet=True)
 
 
 def test_a_streamed_set_is_known_by_some_of_its_examples(digits, streamed):
@@ -237,7 +240,11 @@ def copied(finished, tmp_path, digits, network):
     workdir = shutil.copytree(workdir, tmp_path / "copy")
     (workdir / "result.json").unlink()
     options = {"model": network, "data": digits, "devices": ONE, "quiet": True}
-    return workdir, result, lambda: train(config, workdir, **options)
+
+    def again(**changes):
+        return train(dataclasses.replace(config, **changes), workdir, **options)
+
+    return workdir, result, again
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(copied, capsys):
@@ -292,6 +299,11 @@ def test_a_run_resumed_on_another_machine_says_what_changed(copied, capsys, monk
     again()
     (line,) = capsys.readouterr().err.splitlines()
     assert f"is resumed with cores {cores} -> 77: " in line
+    (workdir / "result.json").unlink()
+    monkeypatch.setattr(track, "OPERATIONS", 99)
+    again(ops="xla")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"operations auto, \w+, generation 2 -> xla, \w+, generation 99", line)
 
 
 def test_two_trainings_do_not_share_a_workdir(copied):
