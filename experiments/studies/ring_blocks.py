@@ -10,8 +10,6 @@ intervals of the t distribution.
 """
 
 import dataclasses
-import math
-import statistics
 import sys
 
 import jax
@@ -20,26 +18,12 @@ import sweep
 
 from paramshare import Plan, Ring, Rule, create_model, share
 from paramshare.cli import run_command
+from paramshare.report.path_pictures import interval
 from paramshare.training.loop import fit
 from paramshare.training.result import Result
 from paramshare.training.run import prepare
 
 SITES = r"stage\d/block\d+/(conv\d|shortcut)/kernel"  # as in paramshare/zoo/ring.py
-T_975 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-
-
-def interval(values: list[float]) -> str:
-    """The mean and the half width of its 95% interval; needs 3 to 10 values.
-
-    Example:
-      >>> interval([0.01, 0.02, 0.03])
-      '+2.00% ± 2.48%'
-    """
-    mean = statistics.fmean(values)
-    if len(values) - 1 not in T_975:
-        return f"{mean:+.2%}"
-    half = T_975[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:+.2%} ± {half:.2%}"
 
 
 def main() -> None:
@@ -69,7 +53,8 @@ def main() -> None:
         scores = [result.last_score for result in runs]
         first = [result.last_score for result in results[size, args.blocks[0]]]
         behind = [a - b for a, b in zip(scores, first, strict=True)]
-        difference = interval(behind) if block != args.blocks[0] else ""
+        mean, half = interval(behind)
+        difference = f"{mean:+.2%} ± {half:.2%}" if block != args.blocks[0] else ""
         each = ", ".join(f"{score:.2%}" for score in scores)
         rows.append([f"{size:,}", block, sweep.mean_and_std(scores), difference, each])
     head = ["ring", "block", "accuracy, mean (std)", f"against blocks of {args.blocks[0]}", "seeds"]
