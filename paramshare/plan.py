@@ -179,6 +179,29 @@ class Plan:
     def __hash__(self) -> int:
         return hash(self.rules)
 
+    def under(self, prefix: str) -> "Plan":
+        r"""The same plan for the model as a submodule: all paths begin with `prefix`.
+
+        Args:
+          prefix: path of the submodule, such as "backbone".
+
+        Example:
+          >>> from paramshare import Plan, Rule, Soft
+          >>> plan = Plan(Rule(r"stage1/.*/kernel", Soft(templates=2)))
+          >>> plan.under("backbone").rules[0].match("backbone/stage1/block1/conv1/kernel")
+          'shared'
+        """
+        return Plan(
+            *(
+                dataclasses.replace(
+                    rule,
+                    pattern=rule.pattern and f"{re.escape(prefix)}/(?:{rule.pattern})",
+                    paths=tuple(f"{prefix}/{path}" for path in rule.paths),
+                )
+                for rule in self.rules
+            )
+        )
+
     def resolve(self, model: nn.Module, *example_inputs: Any, **options: Any) -> Layout:
         """Matches the rules against the model's parameters, by tracing `model.init`.
 

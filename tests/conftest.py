@@ -12,11 +12,11 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-# Many tests compile the same step in different processes; they share one compilation cache.
+# Many tests and processes compile the same programs; they share one compilation cache.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     place = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="paramshare-tests-")
     atexit.register(shutil.rmtree, place, ignore_errors=True)
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 # Programs run a few times only, so that compiling them well, with locations for error messages,

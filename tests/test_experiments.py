@@ -24,7 +24,7 @@ from paramshare.cli import run_command
 from paramshare.cli.overrides import add_options
 from paramshare.cli.parsing import Parser
 from paramshare.cli.train import add_own_options
-from paramshare.data import Curriculum, Grids
+from paramshare.data import Canvases, Curriculum, Grids
 from paramshare.data.grid_problems import smallest_window
 from paramshare.data.sets.grids import fixed_set
 from paramshare.training import run as training_run
@@ -57,6 +57,7 @@ SMALLER = {
     "imagenet_rpg": "resnet8-rpg-1000",
     "quickstart": "resnet16-2-repeat",
     "shortest_paths": "spathnet-2-4-2",
+    "canvases_retinanet": "retinanet-resnet14-s8u1-head8x1",
 }
 TINY = Curriculum(
     size=8,
@@ -76,6 +77,8 @@ def test_runs_on_mock_data(name, tmp_path):
     data: Any = config.data
     if isinstance(data, Grids):
         data = dataclasses.replace(data, curriculum=TINY)
+    elif isinstance(data, Canvases):
+        data = dataclasses.replace(data, examples=4, tests=2)
     elif data.name == "digits":
         data = dataclasses.replace(data, train_examples=4)
     elif data.name == "imagenet2012":
@@ -112,6 +115,8 @@ TRAINABLE = {
     "cifar10_resnet16_repeat": 183_498,
     "shortest_paths": 186_097,
     "shortest_paths_reduced": 2 * 16 + 10 * (9 * 16 * 16 + 2 * 16 + 10) + 16 + 1,
+    # the stages of resnet20-s16u1, a 7x7 stem, pyramid and heads of width 64
+    "canvases_retinanet": 572_582,
 }
 
 
@@ -127,6 +132,10 @@ def prepared(name: str, monkeypatch: Any = None) -> Any:
         config = dataclasses.replace(
             config, data=dataclasses.replace(config.data, curriculum=curriculum)
         )
+
+    if isinstance(config.data, Canvases):
+        small = dataclasses.replace(config.data, examples=1, tests=1)
+        config = dataclasses.replace(config, data=small)
 
     def variables(model: Any, name: str, data: Any) -> tuple[Any, str]:
         x = jax.ShapeDtypeStruct((1, *data.input_shape), jnp.float32)
@@ -243,7 +252,7 @@ def study(name: str, monkeypatch, *args: Any) -> dict[str, Any]:
 
 
 GRIDS = """
-from paramshare.data import Curriculum, Grids
+from paramshare.data import Canvases, Curriculum, Grids
 from paramshare.training.config import Config, Model, Optimizer, Schedule
 
 curriculum = Curriculum(

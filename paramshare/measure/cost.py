@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,6 +98,8 @@ class Cost:
         lines = table(rows, right={2, 3, 4})
         lines += [
             "",
+            *self._parts_table(),
+            "",
             *self._counts_table(),
             "",
             *self._bytes_table(),
@@ -108,6 +111,16 @@ class Cost:
         if self.divided:
             lines += ["", *self._devices_table()]
         return "\n".join(lines)
+
+    def _parts_table(self) -> list[str]:
+        """Sums over the layers of each part of the network, such as a stage or the backbone."""
+        sums: dict[str, list[int]] = {}
+        for x in self.layers:
+            total = sums.setdefault(x.path.split("/")[0], [0, 0, 0])
+            total[:] = map(operator.add, total, (x.weights, x.private, x.multiply_adds))
+        rows = [("part", "weights", "private", "multiply-adds")]
+        rows += [(part, *(f"{number:,}" for number in total)) for part, total in sums.items()]
+        return table(rows, right={1, 2, 3})
 
     def _counts_table(self) -> list[str]:
         """Parameters by kind, relative to the generated weights and to the unshared network."""

@@ -6,6 +6,7 @@ from paramshare.models.mobilenet import MobileNetV2
 from paramshare.models.path_net import PathNet
 from paramshare.models.resnet import ResNet
 from paramshare.models.resnext import ResNeXt
+from paramshare.models.retinanet import RetinaNet
 from paramshare.models.vgg import VGG
 from paramshare.models.wide_resnet import WideResNet
 
@@ -17,5 +18,6 @@ __all__ = [
     "PathNet",
     "ResNeXt",
     "ResNet",
+    "RetinaNet",
     "WideResNet",
 ]

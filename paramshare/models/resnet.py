@@ -93,7 +93,8 @@ class ResNet(nn.Module):
     Attributes:
       blocks: number of blocks of each stage.
       widths: p of each stage; basic blocks have p output channels, bottlenecks 4 p.
-      num_classes: outputs of the classifier.
+      num_classes: outputs of the classifier; None for no classifier: the network then returns the
+        outputs of all its stages, a tuple of (B, h, w, c), as detectors need them.
       bottleneck: whether a block is a bottleneck, 1x1 to q channels, 3x3, 1x1 to 4 p with
         q = `inner` p, or has two 3x3s.
       inner: the ratio q / p of bottlenecks; 2 for Wide-ResNet-50-2. Every q must be an integer.
@@ -138,7 +139,7 @@ class ResNet(nn.Module):
 
     blocks: tuple[int, ...] = BASIC_BLOCKS[18]
     widths: tuple[int, ...] = (64, 128, 256, 512)
-    num_classes: int = 1000
+    num_classes: int | None = 1000
     bottleneck: bool = False
     inner: float = 1
     stem: str = "imagenet"
@@ -152,7 +153,7 @@ class ResNet(nn.Module):
     stage: Callable[..., nn.Module] = Stage
 
     @nn.compact
-    def __call__(self, x_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, x_BxHxWxC: jax.Array, train: bool = False) -> Any:
         check_attributes(self)
         check_images(x_BxHxWxC)
         conv, norm = layers(self, train, kernel_init=HE_NORMAL_FAN_OUT)
@@ -163,7 +164,7 @@ class ResNet(nn.Module):
         if self.stem == "imagenet":
             x = stem_pool(x)
 
-        conv = functools.partial(conv, bias=self.bias)
+        conv, outputs = functools.partial(conv, bias=self.bias), []
         for g, (blocks, p) in enumerate(zip(self.blocks, self.widths, strict=True)):
             pad, later = self.shortcut == "pad", None
             if self.bottleneck:
@@ -177,8 +178,17 @@ class ResNet(nn.Module):
                 )
             stride = 1 if g == 0 else 2
             x = self.stage(block, blocks, stride=stride, later=later, name=f"stage{g + 1}")(x)
+            outputs.append(x)
+        if self.num_classes is None:
+            return tuple(outputs)
         x_BxC = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         return nn.Dense(self.num_classes, name="classifier")(x_BxC)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels of the image from one place of a stage's output to the next, for each stage."""
+        first = 4 if self.stem == "imagenet" else 1
+        return tuple(first * 2**g for g in range(len(self.blocks)))
 
 
 def shortcut(block: Any, x_BxHxWxC: jax.Array) -> jax.Array:

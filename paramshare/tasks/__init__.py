@@ -10,6 +10,7 @@ except ModuleNotFoundError as error:
 
 from paramshare.tasks.augment import Augment, AugmentError, normalise
 from paramshare.tasks.classification import Classification
+from paramshare.tasks.detection import Detection
 from paramshare.tasks.paths import Paths
 from paramshare.tasks.task import Measure, Task, TaskError
 
@@ -17,6 +18,7 @@ __all__ = [
     "Augment",
     "AugmentError",
     "Classification",
+    "Detection",
     "Measure",
     "Paths",
     "Task",

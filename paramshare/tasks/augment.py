@@ -1,17 +1,20 @@
-"""Augmentation inside the jitted step: flips, shifts and Cutout of small images.
+"""Augmentation inside the jitted step: flips, shifts, colours, zooms and Cutout.
 
-What is random is drawn first (`draw`), then applied by pure functions (`flip`, `shift`, `cutout`),
-so that a task can apply the same draws to the image and to its label.
+What is random is drawn first (`draw`), then applied by pure functions to images (`apply`) and to
+points in them (`move`), so that a task can change image and label together.
 """
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pydantic
 
 from paramshare.errors import ParamshareError
-from paramshare.tasks.config import Natural, checked_dataclass
+from paramshare.tasks.config import Fraction, Natural, checked_dataclass
+
+Factor = Annotated[float, pydantic.Field(gt=0, le=10)]
 
 
 class AugmentError(ParamshareError):
@@ -26,8 +29,8 @@ class Augment:
       AugmentError: if a value has the wrong type or is negative.
 
     Example:
-      >>> Augment(flip=True, pad_crop=4, cutout=16)  # the usual recipe of CIFAR
-      Augment(flip=True, pad_crop=4, cutout=16)
+      >>> Augment(flip=True, pad_crop=4).cutout  # the usual recipe of CIFAR
+      0
     """
 
     flip: bool = False
@@ -38,6 +41,16 @@ class Augment:
     cutout: Natural = 0
     """Side of a square set to 0 after normalising, clipped at the border (DeVries and Taylor 2017);
     0 for none."""
+    colour: Fraction = 0.0
+    """Multiply brightness, contrast and saturation of each image by random factors, up to 1 plus or
+    minus this; 0 for none. For pixels from 0 to 255."""
+    zoom: tuple[Factor, Factor] = (1.0, 1.0)
+    """Resize the content of each image by a random factor from this range and put it in a random
+    place: a crop if the factor is above 1, else a smaller image on zeros; 1 1 for none."""
+
+    def __post_init__(self) -> None:
+        if self.zoom[0] > self.zoom[1]:
+            raise ValueError(f"augment.zoom is {self.zoom}; the first factor must be the smaller")
 
     def check(self, input_shape: tuple[int, ...]) -> None:
         """Checks that inputs of this shape can be augmented.
@@ -71,6 +84,12 @@ class Draws(NamedTuple):
     """Offset (rows, columns) of each crop in the padded image, 0 to 2 pad_crop."""
     centre_Bx2: jax.Array | None
     """Centre (row, column) of each Cutout square."""
+    colour_Bx3: jax.Array | None = None
+    """Factors of brightness, contrast and saturation."""
+    factor_B: jax.Array | None = None
+    """Factor by which each image is resized."""
+    corner_Bx2: jax.Array | None = None
+    """Where its top left corner goes (row, column), in pixels; negative if it is cropped."""
 
 
 def draw(
@@ -93,11 +112,10 @@ def draw(
     batch, height, width = shape[:3]
     config.check(tuple(shape[1:]))
     positions = jnp.arange(batch, dtype=jnp.uint32) + jnp.asarray(first).astype(jnp.uint32)
-    # Always three keys per example: turning Cutout on does not change flips and crops.
-    keys = jax.vmap(lambda position: jax.random.split(jax.random.fold_in(key, position), 3))(
-        positions
-    )
-    mirrored = offset = centre = None
+    example_keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)
+    # Each operation has its own key: turning one on does not change the others.
+    keys = jax.vmap(lambda example_key: jax.random.split(example_key, 3))(example_keys)
+    mirrored = offset = centre = colour = factor = corner = None
     if config.flip:
         mirrored = jax.vmap(jax.random.bernoulli)(keys[:, 0])
     if config.pad_crop:
@@ -110,7 +128,20 @@ def draw(
                 k, (2,), jnp.zeros(2, jnp.int32), jnp.array([height, width])
             )
         )(keys[:, 2])
-    return Draws(mirrored, offset, centre)
+    if config.colour:
+        low, high = 1 - config.colour, 1 + config.colour
+        colour = jax.vmap(
+            lambda k: jax.random.uniform(jax.random.fold_in(k, 3), (3,), minval=low, maxval=high)
+        )(example_keys)
+    if config.zoom != (1.0, 1.0):
+        low, high = np.log(config.zoom).astype(np.float32)
+        uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 4), (3,)))(
+            example_keys
+        )
+        factor = jnp.exp(low + uniform[:, 0] * (high - low))
+        size = jnp.array([height, width], jnp.float32)
+        corner = uniform[:, 1:] * (1 - factor[:, None]) * size[None]
+    return Draws(mirrored, offset, centre, colour, factor, corner)
 
 
 def augment_images(
@@ -144,15 +175,60 @@ def augment_images(
       Array([3.], dtype=float32)
     """
     draws = draw(key, config, image_BxHxWxC.shape, first)
+    return apply(draws, image_BxHxWxC, config, mean, std)
+
+
+def apply(
+    draws: Draws,
+    image_BxHxWxC: jax.Array,
+    config: Augment,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> jax.Array:
+    """Images (B, H, W, C) after the draws, normalised; the arguments are those of `draw`."""
     image = image_BxHxWxC
     if draws.mirrored_B is not None:
         image = flip(image, draws.mirrored_B)
     if draws.offset_Bx2 is not None:
         image = shift(image, draws.offset_Bx2, config.pad_crop)
+    if draws.colour_Bx3 is not None:
+        image = recolour(image, draws.colour_Bx3)
     image = normalise(image, mean, std)
+    if draws.factor_B is not None and draws.corner_Bx2 is not None:
+        image = zoom(image, draws.factor_B, draws.corner_Bx2)
     if draws.centre_Bx2 is not None:
         image = cutout(image, draws.centre_Bx2, config.cutout)
     return image
+
+
+def move(draws: Draws, point_BxPx2: jax.Array, config: Augment, width: int) -> jax.Array:
+    """Where `apply` puts points of the images.
+
+    Args:
+      draws: as `draw` returns them.
+      point_BxPx2: (x, y) in pixels; the left edge of the image is at 0, the right one at `width`.
+      config: the augmentation.
+      width: width of the images.
+
+    Returns:
+      (B, P, 2), which may be outside the image.
+
+    Example:
+      >>> config = Augment(flip=True)
+      >>> draws = Draws(jnp.array([True]), None, None)
+      >>> move(draws, jnp.array([[[1.0, 5.0]]]), config, width=8).tolist()
+      [[[7.0, 5.0]]]
+    """
+    x, y = point_BxPx2[..., 0], point_BxPx2[..., 1]
+    if draws.mirrored_B is not None:
+        x = jnp.where(draws.mirrored_B[:, None], width - x, x)
+    if draws.offset_Bx2 is not None:
+        moved = (config.pad_crop - draws.offset_Bx2).astype(x.dtype)
+        x, y = x + moved[:, 1:], y + moved[:, :1]
+    if draws.factor_B is not None and draws.corner_Bx2 is not None:
+        factor = draws.factor_B[:, None]
+        x, y = factor * x + draws.corner_Bx2[:, 1:], factor * y + draws.corner_Bx2[:, :1]
+    return jnp.stack([x, y], axis=-1)
 
 
 def flip(x_BxHxW: jax.Array, mirrored_B: jax.Array) -> jax.Array:
@@ -194,6 +270,43 @@ def cutout(image_BxHxWxC: jax.Array, centre_Bx2: jax.Array, side: int) -> jax.Ar
     columns_BxW = _within(jnp.arange(width), start_Bx2[:, 1], side)
     square = (rows_BxH[:, :, None] & columns_BxW[:, None, :])[..., None]
     return jnp.where(square, jnp.zeros((), image_BxHxWxC.dtype), image_BxHxWxC)
+
+
+def recolour(image_BxHxWxC: jax.Array, factor_Bx3: jax.Array) -> jax.Array:
+    """Multiplies brightness, contrast and saturation, in this order, of pixels from 0 to 255.
+
+    Brightness scales pixels; contrast their difference from the mean grey of the image; saturation
+    their difference from their own grey. Results are clipped to 0 to 255 after each. Images without
+    three channels have no saturation.
+
+    Returns:
+      (B, H, W, C) float32.
+    """
+    x = image_BxHxWxC.astype(jnp.float32)
+    brightness, contrast, saturation = (f[:, None, None, None] for f in factor_Bx3.T)
+    x = jnp.clip(x * brightness, 0, 255)
+    mean = jnp.mean(_grey(x), axis=(1, 2), keepdims=True)
+    x = jnp.clip(mean + contrast * (x - mean), 0, 255)
+    if x.shape[-1] != 3:
+        return x
+    return jnp.clip(_grey(x) + saturation * (x - _grey(x)), 0, 255)
+
+
+def _grey(x_BxHxWxC: jax.Array) -> jax.Array:
+    """(B, H, W, 1): the luma of ITU-R 601 of three channels, the mean of any other number."""
+    weights = (0.299, 0.587, 0.114) if x_BxHxWxC.shape[-1] == 3 else None
+    return jnp.average(x_BxHxWxC, axis=-1, weights=weights and jnp.array(weights), keepdims=True)
+
+
+def zoom(image_BxHxWxC: jax.Array, factor_B: jax.Array, corner_Bx2: jax.Array) -> jax.Array:
+    """Resizes images by their factors, bilinearly, with their corner at `corner_Bx2`; 0 around."""
+
+    def one(image: jax.Array, factor: jax.Array, corner: jax.Array) -> jax.Array:
+        return jax.image.scale_and_translate(
+            image, image.shape, (0, 1), jnp.stack([factor, factor]), corner, "linear"
+        )
+
+    return jax.vmap(one)(image_BxHxWxC, factor_B, corner_Bx2)
 
 
 def normalise(

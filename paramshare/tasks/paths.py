@@ -66,11 +66,12 @@ class Paths(Task):
     def check_augment(self, config: Augment, input_shape: tuple[int, ...]) -> None:
         """Refuses what would cut a path off: only flips keep a problem and its answer together."""
         super().check_augment(config, input_shape)
-        for name in ("pad_crop", "cutout"):
-            if getattr(config, name):
+        for name in ("pad_crop", "cutout", "colour", "zoom"):
+            default = getattr(Augment(), name)
+            if getattr(config, name) != default:
                 raise AugmentError(
                     f"augment.{name} is {getattr(config, name)}, but the task {self.name!r} has a "
-                    "label for each cell, which it would cut off; it must be 0"
+                    f"label for each cell, which it would not change; it must be {default}"
                 )
 
     def augment(

@@ -10,6 +10,7 @@ from paramshare.zoo.basis import (
     shared_mobilenet,
     shared_resnext,
 )
+from paramshare.zoo.detection import detectors
 from paramshare.zoo.family import (
     FORM_OPTIONS,
     GRID,
@@ -38,8 +39,7 @@ on_grids = partial(Family, input_shape=GRID, num_classes=1)
 
 BASES = "shared per stage: s shared and u unique filters in the first, doubling every stage"
 
-# A name belongs to the first family that has its form and accepts its arguments.
-FAMILIES = (
+CLASSIFIERS = (
     # Soft sharing.
     Family(
         "wrn-{depth}-{width}",
@@ -232,7 +232,9 @@ FAMILIES = (
         ("resnet18-x1-repeat", "resnet18-x2-repeat", "resnet18-x4-repeat"),
         partial(repeated, partial(resnet, 18)),
     ),
-    # Shortest paths on grids.
+)
+
+GRID_NETWORKS = (
     on_grids(
         "pathnet-{depth}-{width}",
         "fully convolutional network for shortest paths on grids, with identical layers",
@@ -258,3 +260,6 @@ FAMILIES = (
         ring_path_net,
     ),
 )
+
+# A name belongs to the first family that has its form and accepts its arguments.
+FAMILIES = (*CLASSIFIERS, *detectors(CLASSIFIERS), *GRID_NETWORKS)

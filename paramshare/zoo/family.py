@@ -1,5 +1,6 @@
 """A family of named networks: all names of one form."""
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable
@@ -14,6 +15,7 @@ Network = tuple[nn.Module, Plan | None]
 SMALL, LARGE, GRID = (32, 32, 3), (224, 224, 3), (32, 32, 2)
 OPTIONS = ("dtype", "axis_name")
 STEM_OPTIONS = (*OPTIONS, "stem")
+DETECTOR_OPTIONS = (*STEM_OPTIONS, "coarsest")
 FORM_OPTIONS = (*STEM_OPTIONS, "form")
 
 
@@ -27,7 +29,8 @@ class Family:
       examples: the names that `list_models` lists.
       build: takes the arguments in the name, `num_classes` and the options as keyword arguments;
         returns the model and the plan that shares its weights, or None for the plan.
-      has_depth: whether the family has networks of a depth; None for all depths that `build` takes.
+      exists: whether there is a network with these arguments in its name, passed as keyword
+        arguments; None for all that `build` takes.
       input_shape: (height, width, channels) of the images that the networks were designed for.
       options: names of the options of `build`.
       num_classes: default number of outputs; None for 1000 with images of ImageNet's size, else 10.
@@ -37,7 +40,7 @@ class Family:
     about: str
     examples: tuple[str, ...]
     build: Callable[..., Network]
-    has_depth: Callable[[int], bool] | None = None
+    exists: Callable[..., bool] | None = None
     input_shape: tuple[int, int, int] = SMALL
     options: tuple[str, ...] = OPTIONS
     num_classes: int | None = None
@@ -46,17 +49,23 @@ class Family:
         """The arguments of `build` in a name of this form; None if the name has another form."""
         pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[0-9]+)", re.escape(self.form))
         pattern = pattern.replace("(?P<width>[0-9]+)", r"(?P<width>[0-9]+(\.[0-9]+)?)")
+        pattern = pattern.replace("(?P<backbone>[0-9]+)", r"(?P<backbone>resnet[a-z0-9.-]+)")
         match = re.fullmatch(pattern, name)
         if match is None:
             return None
-        return {
-            argument: float(digits) if "." in digits else int(digits)
-            for argument, digits in match.groupdict().items()
-        }
+        return {argument: _value(text) for argument, text in match.groupdict().items()}
 
     def accepts(self, arguments: dict[str, Any]) -> bool:
         """Whether the family has a network with these arguments."""
-        return self.has_depth is None or self.has_depth(arguments["depth"])
+        return self.exists is None or self.exists(**arguments)
+
+
+def _value(text: str) -> Any:
+    """The number that a text is, or the text."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def plain(model: Callable[..., nn.Module]) -> Callable[..., Network]:

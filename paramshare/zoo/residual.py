@@ -7,22 +7,22 @@ from paramshare.models.layers import check_width
 from paramshare.models.resnet import BASIC_BLOCKS, BOTTLENECK_BLOCKS
 
 
-def has_basic_blocks(depth: int) -> bool:
+def has_basic_blocks(depth: int, **_: Any) -> bool:
     """Whether the ImageNet network of this depth exists and has basic blocks."""
     return depth in BASIC_BLOCKS
 
 
-def has_bottlenecks(depth: int) -> bool:
+def has_bottlenecks(depth: int, **_: Any) -> bool:
     """Whether the ImageNet network of this depth exists and has bottlenecks."""
     return depth in BOTTLENECK_BLOCKS
 
 
-def for_imagenet(depth: int) -> bool:
+def for_imagenet(depth: int, **_: Any) -> bool:
     """Whether an ImageNet network of this depth exists."""
     return has_basic_blocks(depth) or has_bottlenecks(depth)
 
 
-def for_small_images(depth: int) -> bool:
+def for_small_images(depth: int, **_: Any) -> bool:
     """Whether `residual` builds a network for 32x32 images at this depth."""
     return not for_imagenet(depth)
 
@@ -48,7 +48,8 @@ def cifar_resnet(depth: int, width: float = 1, **options: Any) -> ResNet:
             f"got {depth}, the nearest are {low} and {low + 6}"
         )
     blocks, widths = ((depth - 2) // 6,) * 3, (k, 2 * k, 4 * k)
-    return ResNet(blocks, widths, stem="cifar", stem_width=k, shortcut="pad", **options)
+    options = {"stem": "cifar"} | options
+    return ResNet(blocks, widths, stem_width=k, shortcut="pad", **options)
 
 
 def residual(depth: int, **options: Any) -> ResNet:

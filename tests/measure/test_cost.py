@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import flax.linen as nn
 import jax
@@ -169,7 +170,13 @@ def test_text_and_json_say_the_same():
         ),
     ):
         assert f"{number:,}" in text
-    assert len(text.splitlines()) == 2 + len(data["layers"]) + 16
+    parts: dict[str, int] = {}
+    for layer in data["layers"]:
+        part = layer["path"].split("/")[0]
+        parts[part] = parts.get(part, 0) + layer["weights"]
+    for part, weights in parts.items():
+        assert re.search(rf"^{part} +{weights:,} ", text, re.MULTILINE)
+    assert len(text.splitlines()) == 2 + len(data["layers"]) + 3 + len(parts) + 16
 
 
 def test_a_ring_against_its_generated_weights_and_the_plain_network():

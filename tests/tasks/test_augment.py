@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paramshare.tasks import Augment, AugmentError, Classification, normalise
+from paramshare.tasks import Augment, AugmentError, Classification, augment, normalise
 from paramshare.tasks.augment import augment_images
 
 KEY = jax.random.key(3)
@@ -153,3 +153,42 @@ def test_classification_leaves_labels_and_augments_images():
 def test_mistakes_raise_errors(call, words):
     with pytest.raises(AugmentError, match=words):
         call()
+
+
+def test_colours_change_by_the_factors_of_the_draw():
+    image = np.random.default_rng(0).integers(40, 120, (3, 4, 4, 3)).astype(np.float32)
+    one = np.ones((3, 3), np.float32)
+    np.testing.assert_allclose(augment.recolour(image, one), image, atol=1e-4)
+    brighter = augment.recolour(image, one * [[2.0, 1.0, 1.0]])
+    np.testing.assert_allclose(brighter, np.clip(2 * image, 0, 255), atol=1e-4)
+    grey = np.asarray(augment.recolour(image, one * [[1.0, 1.0, 0.0]]))
+    np.testing.assert_allclose(grey, np.repeat(grey[..., :1], 3, axis=-1), atol=1e-4)
+    np.testing.assert_allclose(grey[..., 0], image @ np.array([0.299, 0.587, 0.114]), rtol=1e-5)
+    flat = np.asarray(augment.recolour(image, one * [[1.0, 0.0, 1.0]]))
+    assert np.ptp(flat, axis=(1, 2, 3)).max() < 1e-3
+
+
+def test_new_draws_leave_the_others_as_they_were():
+    before = augment.draw(KEY, Augment(True, 4, 4), (8, 16, 16, 3))
+    after = augment.draw(KEY, Augment(True, 4, 4, 0.3, (0.5, 2.0)), (8, 16, 16, 3))
+    for name in ("mirrored_B", "offset_Bx2", "centre_Bx2"):
+        np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
+    assert before.colour_Bx3 is None and before.factor_B is None
+    factor, corner = np.asarray(after.factor_B), np.asarray(after.corner_Bx2)
+    assert (factor >= 0.5).all() and (factor <= 2).all()
+    # The content fills the image, or lies inside it.
+    low, high = np.minimum(0, 16 - 16 * factor), np.maximum(0, 16 - 16 * factor)
+    assert (corner >= low[:, None]).all() and (corner <= high[:, None]).all()
+
+
+def test_a_zoom_is_the_resized_image():
+    image = np.zeros((1, 16, 16, 1), np.float32)
+    image[:, 4:8, 4:8] = 1
+    twice = augment.zoom(image, np.array([2.0]), np.array([[-5.0, -4.0]]))
+    assert np.asarray(twice)[0, 4:10, 5:11, 0].min() == 1  # inner pixels of rows 3-11, columns 4-12
+    assert float(jnp.sum(twice)) == pytest.approx(64, rel=0.01)
+
+
+def test_zoom_factors_must_rise():
+    with pytest.raises(AugmentError, match="the first factor must be the smaller"):
+        Augment(zoom=(2.0, 1.0))

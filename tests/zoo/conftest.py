@@ -28,7 +28,7 @@ class Trace:
     """
 
     model: Any
-    outputs: tuple[tuple[int, ...], Any]
+    outputs: Any
     collections: set[str]
     plain: int
     convolutions: int
@@ -59,8 +59,10 @@ def trace(name: str, **options: Any) -> Trace:
             convolutions += math.prod(outputs.shape) * math.prod(kernel.shape[:-1])
         if not module.path:
             parameters = paramshare.count(module.variables)["trainable"]
-            result = (outputs.shape, outputs.dtype), set(module.variables), parameters, convolutions
-            passes[module.clone(parent=None), shape] = result
+            shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), outputs)
+            result = shapes, set(module.variables), parameters, convolutions
+            unbound = module.clone(parent=None, _deep_clone=True, _reset_names=True)
+            passes[unbound, shape] = result
             convolutions = 0
         return outputs
 

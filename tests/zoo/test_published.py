@@ -147,10 +147,17 @@ def test_named_network(network, images, name):
     trace = network(name, **options)
     shape = options.get("input_shape", default_input_shape(name))
     classes = options.get("num_classes", 1000 if shape[0] == 224 else 10)
-    per_cell = "pathnet" in name
-    assert trace.outputs == ((1, *shape[:2]) if per_cell else (1, classes), jnp.float32)
+    if name.startswith("retinanet"):
+        assert {name: (shape[0], shape[2]) for name, (shape, _) in trace.outputs.items()} == {
+            "logits": (1, 80),
+            "offsets": (1, 4),
+            "anchors": (1, 4),
+        }
+    else:
+        per_cell = "pathnet" in name
+        assert trace.outputs == ((1, *shape[:2]) if per_cell else (1, classes), jnp.float32)
     assert trace.collections == {"params", "batch_stats"}
-    promises = re.search(r"^s|-s\d+u|-shared|-rpg|^rep-|-repeat|-loop-", name)
+    promises = re.search(r"^s|-s\d+u|-shared|-rpg|^rep-|-repeat|-loop-|-towers", name)
     assert isinstance(trace.model, Shared) == (bool(promises) and "-s0u" not in name)
     if isinstance(trace.model, Shared):
         assert trace.model.layout.plain == trace.plain

@@ -17,12 +17,16 @@ def _absolute(path: str | None) -> str | None:
     return path and str(pathlib.Path(path).expanduser().absolute())
 
 
+Folder = Annotated[str | None, pydantic.AfterValidator(_absolute)]
+"""The type of a field that names a folder; it is stored as an absolute path."""
+
+
 @register("idx")
 class Idx(PreparedConfig):
     """Images and class labels in the format of MNIST."""
 
     name: str = "idx"
-    path: Annotated[str | None, pydantic.AfterValidator(_absolute)] = None
+    path: Folder = None
     """Folder with train-images-idx3-ubyte[.gz] and the three other files; stored as an absolute
     path."""
     num_classes: Count | None = None

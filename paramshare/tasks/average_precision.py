@@ -1,0 +1,100 @@
+"""COCO's measures of detections over a whole data set, by faster-coco-eval."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from paramshare.tasks.task import TaskError
+
+NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+
+
+def average_precision(
+    detected: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    categories: Sequence[str],
+) -> dict[str, float]:
+    """Average precision and recall as COCO defines them.
+
+    Boxes are compared in pixels of the original images, whose areas decide what is small.
+
+    Args:
+      detected: `box` (N, D, 4), x0, y0, x1, y1 in pixels of the network's input, `score` (N, D) and
+        `category` (N, D); a score of 0 marks a row without a box.
+      labels: as `paramshare.tasks.Detection` has them, (N, M, ...).
+      categories: names of the categories.
+
+    Returns:
+      `ap`, `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large`, `ar`, and `ap/CATEGORY` for each
+      category. NaN where there is no object.
+
+    Raises:
+      TaskError: if faster-coco-eval is not installed.
+
+    Example:
+      >>> box, one = np.array([[[0.0, 0.0, 50.0, 50.0]]]), np.ones((1, 1))
+      >>> detected = {"box": box, "score": 0.9 * one, "category": 0 * one}
+      >>> labels = {
+      ...     "box": box, "category": 0 * one, "present": one > 0, "crowd": one < 0,
+      ...     "area": 2500 * one, "scale": np.ones((1, 2)),
+      ... }
+      >>> average_precision(detected, labels, ["cat"])["ap"]
+      1.0
+    """
+    try:
+        library: Any = importlib.import_module("faster_coco_eval")
+    except ModuleNotFoundError as error:
+        raise TaskError(
+            'average precision needs faster-coco-eval; run `pip install "paramshare[train]"`'
+        ) from error
+    scale_Nx1x4 = np.tile(np.asarray(labels["scale"], np.float64), 2)[:, None]
+    images = [{"id": i + 1} for i in range(len(scale_Nx1x4))]
+    kinds = [{"id": k + 1, "name": name} for k, name in enumerate(categories)]
+    truth_Rx4, image_R, rows = _rows(labels["box"] / scale_Nx1x4, labels["present"])
+    truth = [
+        {
+            "id": number + 1,
+            "image_id": int(image) + 1,
+            "category_id": int(labels["category"][row]) + 1,
+            "bbox": box.tolist(),
+            "area": float(labels["area"][row]),
+            "iscrowd": int(labels["crowd"][row]),
+        }
+        for number, (box, image, row) in enumerate(zip(truth_Rx4, image_R, rows, strict=True))
+    ]
+    found_Rx4, image_R, rows = _rows(detected["box"] / scale_Nx1x4, detected["score"] > 0)
+    found = [
+        {
+            "image_id": int(image) + 1,
+            "category_id": int(detected["category"][row]) + 1,
+            "bbox": box.tolist(),
+            "score": float(detected["score"][row]),
+        }
+        for box, image, row in zip(found_Rx4, image_R, rows, strict=True)
+    ]
+    names = [*NAMES, "ar", *(f"ap/{name}" for name in categories)]
+    if not truth:
+        return dict.fromkeys(names, float("nan"))
+    coco = library.COCO({"images": images, "categories": kinds, "annotations": truth})
+    evaluator = library.COCOeval_faster(coco, coco.loadRes(found), "bbox")
+    evaluator.run()
+    # (thresholds, recalls, categories, areas, detections): all areas, 100 detections.
+    precision_TxRxK = evaluator.eval["precision"][:, :, :, 0, -1]
+    values = [*evaluator.stats[:6], evaluator.stats[8]] + [
+        float(np.mean(precision_TxRxK[:, :, k])) for k in range(len(categories))
+    ]
+    values = [float("nan") if value < 0 else float(value) for value in values]
+    return dict(zip(names, values, strict=True))
+
+
+def _rows(
+    box_NxMx4: np.ndarray, real_NxM: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
+    """The real boxes (R, 4) as left, top, width, height; their images (R,); and their places."""
+    real_NxM = np.asarray(real_NxM, bool)
+    box_Rx4 = np.asarray(box_NxMx4, np.float64)[real_NxM]
+    box_Rx4[:, 2:] -= box_Rx4[:, :2]
+    image_R, row_R = np.nonzero(real_NxM)
+    return box_Rx4, image_R, list(zip(image_R.tolist(), row_R.tolist(), strict=True))
