@@ -1,5 +1,7 @@
 """Boxes against independent NumPy code."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from paramshare.models.anchors import anchors, base_anchors
 from paramshare.tasks import boxes
 
 
-def random_boxes(rng, *shape):
+def random_boxes(rng, *shape) -> Any:
     corner = rng.uniform(0, 60, (*shape, 2))
     return np.concatenate([corner, corner + rng.uniform(1, 40, (*shape, 2))], -1).astype(np.float32)
 

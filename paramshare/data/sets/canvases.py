@@ -8,7 +8,7 @@ from paramshare.data.registry import DataConfig, register
 from paramshare.data.sets.digits import Digits
 from paramshare.data.sets.idx import Folder, Idx
 from paramshare.data.sources import ArraySource
-from paramshare.tasks import Detection
+from paramshare.tasks import Classification, Detection
 from paramshare.tasks.config import Count, Fraction
 
 PARTS = ("train", "validation", "test")
@@ -39,13 +39,13 @@ class Canvases(DataConfig):
     def load(self, seed: int = 0) -> Dataset:
         """The canvases, drawn in some seconds. They do not depend on the seed."""
         del seed
-        digits = self._digits()
+        digits, classes = self._digits()
         count = max(1, round(self.validation * self.examples)) if self.validation else 0
 
         def part(name: str, count: int) -> ArraySource:
             source = digits["test" if name == "test" else "train"]
-            image, classes = source.input[..., 0], source.label
-            return ArraySource(*self.drawing.draw(image, classes, PARTS.index(name), range(count)))
+            image, label = source.input[..., 0], source.label
+            return ArraySource(*self.drawing.draw(image, label, PARTS.index(name), range(count)))
 
         train = part("train", self.examples)
         mean, std = statistics.mean_and_std(train.input)
@@ -54,27 +54,22 @@ class Canvases(DataConfig):
             train=train,
             validation=part("validation", count),
             test=part("test", self.tests),
-            task=Detection(
-                tuple(map(str, range(1 + int(digits["train"].label.max())))),
-                max_boxes=self.drawing.most,
-            ),
+            task=Detection(tuple(map(str, range(classes))), max_boxes=self.drawing.most),
             input_shape=(self.drawing.size, self.drawing.size, 1),
             mean=mean,
             std=std,
         )
 
-    def _digits(self) -> dict[str, ArraySource]:
-        source = (
-            Idx(path=self.path, data_dir=self.data_dir, validation=0.0)
-            if self.path
-            else Digits(data_dir=self.data_dir, validation=0.0)
-        )
-        data = source.load()
+    def _digits(self) -> tuple[dict[str, ArraySource], int]:
+        """Training and test digits, and their number of classes."""
+        options = {"data_dir": self.data_dir, "validation": 0.0}
+        data = (Idx(path=self.path, **options) if self.path else Digits(**options)).load()
         parts = {"train": data.train, "test": data.test}
-        for name, part in parts.items():
-            if not isinstance(part, ArraySource) or data.input_shape[2] != 1:
-                raise DataError(
-                    f"the {name} images of {self.path!r} have shape {data.input_shape}; canvases "
-                    "need grey images that fit into memory: pass another folder"
-                )
-        return parts  # pyright: ignore[reportReturnType]
+        held = {name: part for name, part in parts.items() if isinstance(part, ArraySource)}
+        if len(held) < 2 or data.input_shape[2] != 1:
+            raise DataError(
+                f"the images of {self.path!r} have shape {data.input_shape}; canvases need grey "
+                "images that fit into memory: pass another folder"
+            )
+        assert isinstance(data.task, Classification)
+        return held, data.task.num_classes
