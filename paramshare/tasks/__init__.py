@@ -10,15 +10,19 @@ except ModuleNotFoundError as error:
 
 from paramshare.tasks.augment import Augment, AugmentError, normalise
 from paramshare.tasks.classification import Classification
+from paramshare.tasks.detection import Detection
 from paramshare.tasks.paths import Paths
+from paramshare.tasks.pose import Pose
 from paramshare.tasks.task import Measure, Task, TaskError
 
 __all__ = [
     "Augment",
     "AugmentError",
     "Classification",
+    "Detection",
     "Measure",
     "Paths",
+    "Pose",
     "Task",
     "TaskError",
     "normalise",
