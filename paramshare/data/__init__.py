@@ -10,13 +10,14 @@ from paramshare.data.dataset import Dataset, from_arrays
 from paramshare.data.error import DataError
 from paramshare.data.order import epoch_order, train_indices
 from paramshare.data.registry import AnyData, DataConfig, data_config, register, switch
-from paramshare.data.sets import Curriculum, Digits, Grids, Idx, InMemory, Tfds
+from paramshare.data.sets import Coco, Curriculum, Digits, Grids, Idx, InMemory, Tfds
 from paramshare.data.sources import ArraySource, Example, Source, Subset
 
 __all__ = [
     "AnyData",
     "ArraySource",
     "Batch",
+    "Coco",
     "Curriculum",
     "DataConfig",
     "DataError",

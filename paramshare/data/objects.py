@@ -140,4 +140,4 @@ def clip(box_Nx4: np.ndarray, size_Nx2: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _thin(box_Nx4: np.ndarray) -> np.ndarray:
-    return ((box_Nx4[:, 2:] - box_Nx4[:, :2]) < _THIN).any(axis=1)
+    return np.min(box_Nx4[:, 2:] - box_Nx4[:, :2], axis=1) < _THIN

@@ -1,9 +1,10 @@
 """The data sets that come with the library, one per file. Importing this package registers them."""
 
 from paramshare.data.sets.arrays import InMemory
+from paramshare.data.sets.coco import Coco
 from paramshare.data.sets.digits import Digits
 from paramshare.data.sets.grids import Curriculum, Grids
 from paramshare.data.sets.idx import Idx
 from paramshare.data.sets.tfds import Tfds
 
-__all__ = ["Curriculum", "Digits", "Grids", "Idx", "InMemory", "Tfds"]
+__all__ = ["Coco", "Curriculum", "Digits", "Grids", "Idx", "InMemory", "Tfds"]
