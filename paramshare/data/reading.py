@@ -158,18 +158,18 @@ def read_objects(
       DataError: if the data set cannot be read, or an option does not fit it.
     """
     name, size = config.name, image_size or DETECTION_SIZE
-    records = [
-        split and ObjectRecords(builder, split, name) for split in splits or _splits(name, builder)
-    ]
-    train, validation, test = (
-        split and DetectionSource(split, size, max_boxes) for split in records
-    )
+    train_split, validation_split, test_split = splits or _splits(name, builder)
+    train = ObjectRecords(builder, train_split, name)
+
+    def view(split: str) -> Source:
+        return DetectionSource(ObjectRecords(builder, split, name), size, max_boxes)
+
     return from_sources(
-        train,
-        validation,
-        test,
+        DetectionSource(train, size, max_boxes),
+        view(validation_split) if validation_split else None,
+        view(test_split),
         name=name,
-        task=Detection(categories=records[0].categories, max_boxes=max_boxes),
+        task=Detection(categories=train.categories, max_boxes=max_boxes),
         size=size,
         fraction=config.validation,
         train_examples=config.train_examples,

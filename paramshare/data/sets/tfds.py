@@ -1,5 +1,6 @@
 """Image sets of tensorflow-datasets: cifar10, mnist, imagenet2012, coco/2017, ..."""
 
+import contextlib
 import difflib
 import pathlib
 from typing import Any
@@ -47,7 +48,7 @@ class Tfds(PreparedConfig):
         base = self.name.split("/")[0].split(":")[0]
         self._check_name(tfds, base)
         builder = prepared_builder(
-            lambda data_dir: tfds.builder(self.name, data_dir=data_dir), self.name, self.data_dir
+            lambda data_dir: _builder(tfds, self.name, data_dir), self.name, self.data_dir
         )
         splits, features = _SPLITS.get(base), builder.info.features or {}
         if "objects" in features and "label" not in features:
@@ -82,6 +83,19 @@ class Tfds(PreparedConfig):
             "such as cifar10, cifar100 or mnist"
         )
         raise DataError(f"there is no data set {self.name!r}; {remedy}")
+
+
+def _builder(tfds: Any, name: str, data_dir: str | None) -> Any:
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except ImportError:
+        # A few sets, such as coco, name their features in TensorFlow's types; what was prepared
+        # states its features without them.
+        with contextlib.suppress(tfds.core.DatasetNotFoundError):
+            from tensorflow_datasets.core import read_only_builder
+
+            return read_only_builder.builder_from_files(name, data_dir=data_dir)
+        raise
 
 
 def published(name: str) -> tuple[Channels, Channels] | None:
