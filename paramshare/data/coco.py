@@ -57,10 +57,11 @@ class Annotations:
         counts = np.bincount(self.image, minlength=len(self.pictures))
         above = np.flatnonzero(counts > max_boxes)
         if len(above):
+            images, rows = count(len(above), "image"), count(max_boxes, "box", "boxes")
             warnings.warn(
-                f"{self.file.name}: {count(len(above), 'image')} with more than {max_boxes} "
-                f"boxes, first {self.pictures[above[0]].file!r} with {counts[above[0]]}; the "
-                f"largest boxes are kept: raise max_boxes, at most {counts.max()}, to keep all",
+                f"{self.file.name}: {images} with more than {rows}, first "
+                f"{self.pictures[above[0]].file!r} with {counts[above[0]]}; the largest boxes are "
+                f"kept: raise max_boxes, at most {counts.max()}, to keep all",
                 stacklevel=2,
             )
 
