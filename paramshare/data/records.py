@@ -108,14 +108,21 @@ class Records:
         self.num_classes = getattr(label, "num_classes", None)
 
     def _example(self, record: dict, index: int) -> Example:
-        # Under tfds.testing.mock_data images come decoded.
-        encoded = isinstance(record["image"], bytes)
         try:
-            image = self._decoded(record, index) if encoded else np.asarray(record["image"])
+            image = self._image(record, index)
+            label = self._label(record, index, image.shape)
         except DataError:
             raise
         except Exception as error:
             raise DataError(self._damaged(index, error)) from error
+        return {"input": image, "label": label}
+
+    def _image(self, record: dict, index: int) -> np.ndarray:
+        # Under tfds.testing.mock_data images come decoded.
+        encoded = isinstance(record["image"], bytes)
+        if not encoded and not isinstance(record["image"], np.ndarray):
+            raise TypeError(f"its image is {record['image']!r}")  # a damaged record
+        image = self._decoded(record, index) if encoded else record["image"]
         if image.ndim != 3 or any(
             size not in (None, actual)
             for size, actual in zip(self.image_shape, image.shape, strict=True)
@@ -124,14 +131,11 @@ class Records:
                 f"{self._described(record, index)} has an image of shape {image.shape}, but the "
                 f"data set states {self.image_shape}; prepare it again"
             )
-        return {"input": image, "label": self._label(record, index, image.shape)}
+        return image
 
     def _label(self, record: dict, index: int, shape: tuple[int, ...]) -> Any:
         """The label of a record whose image has this shape."""
-        try:
-            label = int(record["label"])
-        except Exception as error:
-            raise DataError(self._damaged(index, error)) from error
+        label = int(record["label"])
         if label < 0:
             raise DataError(
                 f"{self.name!r} has the label {label} in its {self.split} split, which means "

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import io
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,7 +135,7 @@ def folder(tmp_path_factory) -> str:
 @pytest.mark.parametrize("limit", [2**30, 0], ids=["memory", "disk"])
 def test_the_labels_are_those_of_the_folder(data_dir, folder, monkeypatch, limit):
     monkeypatch.setattr(reading, "MEMORY_LIMIT", limit)
-    options = {"image_size": 32, "max_boxes": 5, "validation": 0}
+    options: dict[str, Any] = {"image_size": 32, "max_boxes": 5, "validation": 0}
     prepared = Tfds("coco/2017", data_dir=data_dir, **options).load()
     plain = Coco(path=folder, **options).load()
     assert prepared.task == plain.task == Detection(CATEGORIES, max_boxes=5)
