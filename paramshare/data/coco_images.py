@@ -100,10 +100,13 @@ class CocoImages:
     def _check_size(self, index: int, width: int, height: int) -> None:
         picture = self.annotations.pictures[index]
         if (width, height) != (picture.width, picture.height):
+            remedy = "correct the JSON and the boxes, or restore the image"
+            if (height, width) == (picture.width, picture.height):
+                remedy = "rotate its pixels, since EXIF orientation is ignored, or correct the JSON"
             raise DataError(
                 f"{self.annotations.file.name}: the image {self._files[index]!r} (id "
                 f"{picture.id!r}) is {width} x {height}, but the JSON says {picture.width} x "
-                f"{picture.height}; correct the JSON and the boxes, or restore the image"
+                f"{picture.height}; {remedy}"
             )
 
     def _unreadable(self, index: int, error: Exception) -> DataError:

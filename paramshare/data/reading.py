@@ -21,7 +21,7 @@ from paramshare.tasks.config import Count, Fraction, checked_dataclass
 
 MEMORY_LIMIT = 2**30  # bytes of decoded training images that are held in memory
 IMAGE_SIZE = 224
-DETECTION_SIZE = 320
+ANNOTATED_SIZE = 320  # of images with boxes or joints
 
 
 @checked_dataclass(DataError)
@@ -157,7 +157,7 @@ def read_objects(
     Raises:
       DataError: if the data set cannot be read, or an option does not fit it.
     """
-    name, size = config.name, image_size or DETECTION_SIZE
+    name, size = config.name, image_size or ANNOTATED_SIZE
     train_split, validation_split, test_split = splits or _splits(name, builder)
     train = ObjectRecords(builder, train_split, name)
 

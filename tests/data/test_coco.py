@@ -6,13 +6,14 @@ import io
 import json
 import pathlib
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from paramshare.data import ArraySource, Coco, DataError, Dataset, eval_batches, reading
+from paramshare.data import ArraySource, Coco, DataError, Dataset, eval_batches, reading, statistics
 from paramshare.data.coco import read_annotations
 from paramshare.data.letterbox import FILL, letterbox
 from paramshare.tasks import Detection, Pose
@@ -29,7 +30,7 @@ def write(file: pathlib.Path, data: Any) -> pathlib.Path:
 
 
 def paint(
-    file: pathlib.Path, size: tuple[int, int], *boxes: list[float], colour=RED, mode="RGB"
+    file: pathlib.Path, size: tuple[int, int], *boxes: Sequence[float], colour=RED, mode="RGB"
 ) -> None:
     """A black image of this width and height with filled boxes (left, top, width, height)."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +117,10 @@ def test_letterbox_keeps_the_aspect_ratio_at_the_top_left(width, height, size, s
     np.testing.assert_array_equal(scale, expected)
 
 
+def test_the_filling_is_the_mean_that_inputs_are_normalised_by():
+    assert tuple(np.round(statistics.IMAGENET[0]).astype(int)) == FILL
+
+
 def test_letterbox_averages_when_it_shrinks():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255  # taking single pixels would give 0 or 255
@@ -156,6 +161,7 @@ def test_labels_are_padded_and_categories_numbered_by_id(folder):
     assert label["area"].tolist() == [50, 0, 0, 0] and label["category"][1:].tolist() == [0] * 3
     np.testing.assert_allclose(label["box"], [[1.2, 1.6, 6, 4.8], *np.zeros((3, 4))], rtol=1e-6)
     assert read_annotations(folder / "train.json").category_ids == (3, 7, 90)
+    assert load(folder, image_size=None).input_shape == (320, 320, 3)
 
 
 def test_crowds_areas_clipping_and_images_without_boxes(tmp_path):
@@ -355,6 +361,25 @@ def test_the_digest_follows_the_files(folder, monkeypatch):
         assert len({before, image, load(folder).digest}) == 3
 
 
+def test_the_fingerprint_covers_all_files_of_a_set_on_disk(tmp_path, monkeypatch):
+    """The digest reads only 16 examples of a set outside memory, not the second of 40."""
+    monkeypatch.setattr(reading, "MEMORY_LIMIT", 0)
+    folder = make(tmp_path, train=part(40, size=(60, 20)), test=part(1))
+    digests = [load(folder, validation=0).digest]
+    paint(folder / "train" / "1.png", (60, 20), *([i, i, 1, 1] for i in range(20)))
+    digests.append(load(folder, validation=0).digest)
+    with changed(folder, change("annotations", 1, bbox=[1, 1, 1, 1])):
+        digests.append(load(folder, validation=0).digest)
+    assert len(set(digests)) == 3 and load(folder, validation=0).digest == digests[1]
+
+
+def test_images_without_any_annotation_are_a_set(tmp_path):
+    data = load(make(tmp_path, train={**part(3), "annotations": []}, test=part(1)), validation=0)
+    assert len(data.train) == 3 and not any(
+        x["label"]["present"].any() for x in examples(data.train)
+    )
+
+
 def test_usual_names_and_folders(tmp_path):
     train, val, test = part(4), part(2), part(1)
     make(tmp_path / "a", train=train, val=val)  # no test: val is the test part
@@ -461,6 +486,10 @@ BAD_FILES = {
     "other size": (
         change("images", 2, width=41),
         r"the image '.*2.png' \(id 12\) is 40 x 20, but the JSON says 41 x 20; correct the JSON",
+    ),
+    "turned": (
+        change("images", 2, width=20, height=40),
+        "is 40 x 20, but the JSON says 20 x 40; rotate its pixels, since EXIF",
     ),
     "other categories": (
         change("categories", 2, name="fish"),

@@ -98,6 +98,8 @@ def test_names_have_configurations(name, expected):
 def test_switching_keeps_common_fields():
     config = Idx(path="/folder", validation=0.3, train_examples=7)
     assert switch(config, "mnist") == Tfds("mnist", validation=0.3, train_examples=7)
+    for one, other in ((Tfds("cifar10"), "coco"), (Coco(), "cifar10")):
+        assert switch(switch(one, other), one.name) == one  # neither states a size
     assert switch(config, "squares") == Squares(validation=0.3)
     assert switch(config, "idx") is config
 

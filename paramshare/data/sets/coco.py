@@ -11,7 +11,7 @@ from paramshare.data.dataset import Dataset
 from paramshare.data.error import DataError
 from paramshare.data.objects import DetectionSource
 from paramshare.data.people import PoseSource
-from paramshare.data.reading import from_sources
+from paramshare.data.reading import ANNOTATED_SIZE, from_sources
 from paramshare.data.registry import DataConfig, register
 from paramshare.tasks import Detection, Pose
 from paramshare.tasks.config import Count, Fraction
@@ -48,8 +48,8 @@ class Coco(DataConfig):
     """Folder of the images, relative to path; None looks in the folders named after the annotation
     file (train for train.json, train2017 for instances_train2017.json), beside it, and in
     images."""
-    image_size: Count = 320
-    """Side of the inputs. Images are resized with their aspect ratio and filled up; for pose, a
+    image_size: Count | None = None
+    """Side of the inputs; None for 320. Images are resized with their aspect ratio and filled up; for pose, a
     square around each person is."""
     max_boxes: Count = 100
     """Boxes in a label; the largest boxes of an image are kept."""
@@ -70,19 +70,17 @@ class Coco(DataConfig):
         }
         for other in annotations.values():
             check_same(annotations["train"], other)
+        size = self.image_size or ANNOTATED_SIZE
         images = {part: CocoImages(x, self._folders(x.file)) for part, x in annotations.items()}
         group = None
         if self.task == "detection":
             for part in annotations.values():
                 part.warn_above(self.max_boxes)
-            sources = {
-                part: DetectionSource(x, self.image_size, self.max_boxes)
-                for part, x in images.items()
-            }
+            sources = {part: DetectionSource(x, size, self.max_boxes) for part, x in images.items()}
             task = Detection(categories=annotations["train"].categories, max_boxes=self.max_boxes)
         else:
             sources = {
-                part: PoseSource(x, self.image_size, person_crop=self.person_crop)
+                part: PoseSource(x, size, person_crop=self.person_crop)
                 for part, x in images.items()
             }
             group = sources["train"].image
@@ -93,7 +91,7 @@ class Coco(DataConfig):
             sources["test"],
             name=self.name,
             task=task,
-            size=self.image_size,
+            size=size,
             fraction=self.validation,
             train_examples=self.train_examples,
             seed=seed,
