@@ -570,3 +570,6 @@ def test_unreadable_images_are_named(folder, monkeypatch):
     data = load(folder, validation=0)  # the header is whole
     with pytest.raises(DataError, match=r"the image '.*2.png' \(id 12\) cannot be decoded"):
         data.train[2]
+    paint(folder / "train" / "3.png", (20, 20))  # changed after it was checked
+    with pytest.raises(DataError, match=r"the image '.*3.png' \(id 13\) is 20 x 20, but the JSON"):
+        data.train[3]

@@ -49,8 +49,8 @@ class Coco(DataConfig):
     file (train for train.json, train2017 for instances_train2017.json), beside it, and in
     images."""
     image_size: Count | None = None
-    """Side of the inputs; None for 320. Images are resized with their aspect ratio and filled up; for pose, a
-    square around each person is."""
+    """Side of the inputs; None for 320. Images are resized with their aspect ratio and filled up;
+    for pose, a square around each person is."""
     max_boxes: Count = 100
     """Boxes in a label; the largest boxes of an image are kept."""
     validation: Fraction = 0.1
@@ -72,6 +72,8 @@ class Coco(DataConfig):
             check_same(annotations["train"], other)
         size = self.image_size or ANNOTATED_SIZE
         images = {part: CocoImages(x, self._folders(x.file)) for part, x in annotations.items()}
+        for part in images.values():
+            part.check_sizes()  # now, and not when training comes to an image
         group = None
         if self.task == "detection":
             for part in annotations.values():
@@ -85,7 +87,7 @@ class Coco(DataConfig):
             }
             group = sources["train"].image
             task = Pose(joints=annotations["train"].joints, limbs=annotations["train"].limbs)
-        data = from_sources(
+        return from_sources(
             sources["train"],
             sources.get("validation"),
             sources["test"],
@@ -97,10 +99,6 @@ class Coco(DataConfig):
             seed=seed,
             group=group,
         )
-        if not data.in_memory:  # otherwise all images were read
-            for part in images.values():
-                part.check_sizes()
-        return data
 
     def _files(self) -> dict[str, pathlib.Path]:
         """The annotation files: train, test and, if there is one, validation."""
