@@ -1,22 +1,27 @@
-"""A prepared builder of tensorflow-datasets, read as a `Dataset`."""
+"""Sources read as a `Dataset`: those of a prepared builder of tensorflow-datasets, and others."""
 
+import concurrent.futures
 from typing import Any
 
+import jax
 import numpy as np
 
 from paramshare.data import order, statistics
 from paramshare.data.crop import CropSource
 from paramshare.data.dataset import Dataset, classification, from_arrays
 from paramshare.data.error import DataError
+from paramshare.data.object_records import ObjectRecords
+from paramshare.data.objects import DetectionSource
 from paramshare.data.records import Records
 from paramshare.data.registry import DataConfig
 from paramshare.data.sources import Source, Subset
 from paramshare.data.statistics import Channels
-from paramshare.tasks import Classification
+from paramshare.tasks import Classification, Detection, Task
 from paramshare.tasks.config import Count, Fraction, checked_dataclass
 
 MEMORY_LIMIT = 2**30  # bytes of decoded training images that are held in memory
 IMAGE_SIZE = 224
+ANNOTATED_SIZE = 320  # of images with boxes or joints
 
 
 @checked_dataclass(DataError)
@@ -125,6 +130,144 @@ def read(
         mean,
         std,
     )
+
+
+def read_objects(
+    builder: Any,
+    config: PreparedConfig,
+    seed: int,
+    *,
+    image_size: int | None = None,
+    max_boxes: int = 100,
+    splits: tuple[str, str | None, str] | None = None,
+) -> Dataset:
+    """Reads a set of images with objects, such as coco/2017, for detection.
+
+    Args:
+      builder: a prepared `tfds.core.DatasetBuilder`.
+      config: configuration of the data set, as in `read`.
+      seed: chooses the examples that are held out; 0 <= seed < 2**64.
+      image_size: side of the letterboxed images; None for 320.
+      max_boxes: rows of a label; the largest objects of an image are kept.
+      splits: names of the training, validation (or None) and test splits; None for the usual ones.
+
+    Returns:
+      The data set, as `from_sources` makes it.
+
+    Raises:
+      DataError: if the data set cannot be read, or an option does not fit it.
+    """
+    name, size = config.name, image_size or ANNOTATED_SIZE
+    train_split, validation_split, test_split = splits or _splits(name, builder)
+    train = ObjectRecords(builder, train_split, name)
+
+    def view(split: str) -> Source:
+        return DetectionSource(ObjectRecords(builder, split, name), size, max_boxes)
+
+    return from_sources(
+        DetectionSource(train, size, max_boxes),
+        view(validation_split) if validation_split else None,
+        view(test_split),
+        name=name,
+        task=Detection(categories=train.categories, max_boxes=max_boxes),
+        size=size,
+        fraction=config.validation,
+        train_examples=config.train_examples,
+        seed=seed,
+    )
+
+
+def from_sources(
+    train: Source,
+    validation: Source | None,
+    test: Source,
+    *,
+    name: str,
+    task: Task,
+    size: int,
+    fraction: float,
+    train_examples: int | None,
+    seed: int,
+    group: np.ndarray | None = None,
+) -> Dataset:
+    """A data set of RGB images of one size, in memory if all of them fit into `MEMORY_LIMIT`.
+
+    Inputs are normalised by ImageNet's mean and std.
+
+    Args:
+      train: N training examples.
+      validation: validation examples; None holds some of `train` out.
+      test: test examples.
+      name: the set's name.
+      task: what the labels are for.
+      size: side of the images.
+      fraction: share of `train` that is held out; with `validation`, 0 drops it and anything else
+        keeps all of it.
+      train_examples: train on this many examples only; None for all.
+      seed: chooses the examples that are held out; 0 <= seed < 2**64.
+      group: (N,) integers; examples of one group, such as the people in an image, are all held out
+        or none of them. None for single examples.
+
+    Raises:
+      DataError: if a number does not fit, or an example cannot be read.
+    """
+    chosen, remaining = _divided(
+        np.arange(len(train)) if group is None else group,
+        fraction if validation is None else 0,
+        seed,
+        train_examples,
+    )
+    parts = {"train": Subset(train, chosen), "test": test}
+    if validation is not None:
+        parts["validation"] = Subset(validation, np.arange(len(validation) if fraction else 0))
+    else:
+        parts["validation"] = Subset(train, remaining)
+    mean, std = statistics.IMAGENET
+    if sum(map(len, parts.values())) * size * size * 3 > MEMORY_LIMIT:
+        return Dataset(
+            name, parts["train"], parts["validation"], test, task, (size, size, 3), mean, std
+        )
+    arrays = {part: _loaded(source) for part, source in parts.items() if len(source)}
+    return from_arrays(
+        arrays["train"],
+        arrays["test"],
+        validation_data=arrays.get("validation"),
+        name=name,
+        validation=0.5 if "validation" in arrays else 0,  # the examples are divided already
+        seed=seed,
+        task=task,
+        mean=mean,
+        std=std,
+    )
+
+
+def _divided(
+    group: np.ndarray, fraction: float, seed: int, keep: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training and of the held-out examples, as `order.held_out` divides groups."""
+    names, number = np.unique(group, return_inverse=True)
+    held_out = np.isin(number, order.held_out(len(names), fraction, seed)[1])
+    training = np.flatnonzero(~held_out)
+    return training[order.held_out(len(training), 0, seed, keep)[0]], np.flatnonzero(held_out)
+
+
+def _loaded(source: Source) -> tuple[np.ndarray, Any]:
+    """All inputs (N, ...) and labels of a source, read by several threads."""
+    first = source[0]
+    whole = jax.tree.map(
+        lambda x: np.empty((len(source), *np.shape(x)), np.asarray(x).dtype), first
+    )
+
+    def read(index: int) -> None:
+        example = source[index]
+        for array, value in zip(jax.tree.leaves(whole), jax.tree.leaves(example), strict=True):
+            array[index] = value
+
+    # Decoding and resizing release Python's lock.
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for _ in pool.map(read, range(len(source))):
+            pass
+    return whole["input"], whole["label"]
 
 
 def _splits(name: str, builder: Any) -> tuple[str, str | None, str]:

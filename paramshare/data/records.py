@@ -35,7 +35,7 @@ class Records:
 
     def __init__(self, builder: Any, split: str, name: str) -> None:
         self.name, self.split, self._folder = name, split, str(builder.data_dir)
-        self.image_shape, self.num_classes = _features(builder.info.features, name)
+        self._read_features(builder.info.features)
         tfds = require("tensorflow_datasets", "tensorflow-datasets", f"the data set {name!r}")
         try:
             self._records = builder.as_data_source(split=split)
@@ -96,16 +96,33 @@ class Records:
             label[place] = int(self._records[place]["label"])
         return label
 
+    def _read_features(self, features: Any) -> None:
+        """Checks that images have one class each."""
+        self.image_shape = image_shape(features, "label", self.name)
+        label = features["label"]
+        if label.shape != () or not np.issubdtype(label.np_dtype, np.integer):
+            raise DataError(
+                f"labels of {self.name!r} are {np.dtype(label.np_dtype)} of shape {label.shape}; "
+                "they must be one integer each: choose another data set"
+            )
+        self.num_classes = getattr(label, "num_classes", None)
+
     def _example(self, record: dict, index: int) -> Example:
-        # Under tfds.testing.mock_data images come decoded.
-        encoded = isinstance(record["image"], bytes)
         try:
-            label = int(record["label"])
-            image = self._decoded(record, index) if encoded else np.asarray(record["image"])
+            image = self._image(record, index)
+            label = self._label(record, index, image.shape)
         except DataError:
             raise
         except Exception as error:
             raise DataError(self._damaged(index, error)) from error
+        return {"input": image, "label": label}
+
+    def _image(self, record: dict, index: int) -> np.ndarray:
+        # Under tfds.testing.mock_data images come decoded.
+        encoded = isinstance(record["image"], bytes)
+        if not encoded and not isinstance(record["image"], np.ndarray):
+            raise TypeError(f"its image is {record['image']!r}")  # a damaged record
+        image = self._decoded(record, index) if encoded else record["image"]
         if image.ndim != 3 or any(
             size not in (None, actual)
             for size, actual in zip(self.image_shape, image.shape, strict=True)
@@ -114,6 +131,11 @@ class Records:
                 f"{self._described(record, index)} has an image of shape {image.shape}, but the "
                 f"data set states {self.image_shape}; prepare it again"
             )
+        return image
+
+    def _label(self, record: dict, index: int, shape: tuple[int, ...]) -> Any:
+        """The label of a record whose image has this shape."""
+        label = int(record["label"])
         if label < 0:
             raise DataError(
                 f"{self.name!r} has the label {label} in its {self.split} split, which means "
@@ -124,7 +146,7 @@ class Records:
                 f"{self._described(record, index)} has the label {label}, but the data set states "
                 f"{self.num_classes} classes; prepare it again"
             )
-        return {"input": image, "label": np.int32(label)}
+        return np.int32(label)
 
     def _decoded(self, record: dict, index: int) -> np.ndarray:
         try:
@@ -154,25 +176,28 @@ class Records:
         )
 
 
-def _features(features: Any, name: str) -> tuple[tuple[int | None, ...], int | None]:
-    """Image shape and number of classes of a set of images with one class each."""
+def image_shape(features: Any, label: str, name: str) -> tuple[int | None, ...]:
+    """The shape (H, W, C) of a set's images; H and W are None where they vary.
+
+    Args:
+      features: the features of a builder.
+      label: the feature that the set must have besides `image`.
+      name: name of the data set, for messages.
+
+    Raises:
+      DataError: if a feature is missing, or images are not uint8 (H, W, C).
+    """
     names = sorted(features) if hasattr(features, "keys") else []
-    if "image" not in names or "label" not in names:
+    if "image" not in names or label not in names:
         raise DataError(
             f"the data set {name!r} has the features {', '.join(names) or '(none)'}; it must have "
-            "image and label: choose another data set"
+            "image and label, or image and objects: choose another data set"
         )
-    image, label = features["image"], features["label"]
+    image = features["image"]
     if len(image.shape or ()) != 3 or image.np_dtype != np.uint8 or image.shape[2] is None:
         raise DataError(
             f"images of {name!r} are {np.dtype(image.np_dtype)} of shape {image.shape}; they must "
             "be uint8 (H, W, C): choose another data set"
         )
-    if label.shape != () or not np.issubdtype(label.np_dtype, np.integer):
-        raise DataError(
-            f"labels of {name!r} are {np.dtype(label.np_dtype)} of shape {label.shape}; they must "
-            "be one integer each: choose another data set"
-        )
     height, width, channels = image.shape
-    shape = (height, width, channels) if height and width else (None, None, channels)
-    return shape, getattr(label, "num_classes", None)
+    return (height, width, channels) if height and width else (None, None, channels)

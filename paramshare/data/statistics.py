@@ -7,6 +7,13 @@ from paramshare.data.sources import Source
 
 Channels = tuple[float, ...]
 
+# torchvision's references, times 255.
+IMAGENET: tuple[Channels, Channels] = (
+    (0.485 * 255, 0.456 * 255, 0.406 * 255),
+    (0.229 * 255, 0.224 * 255, 0.225 * 255),
+)
+"""Mean and std of ImageNet's pixels, on the scale 0 to 255."""
+
 
 def mean_and_std(image_NxHxWxC: np.ndarray) -> tuple[Channels, Channels]:
     """(mean, std) of each channel of uint8 images, computed in integers up to the last division.

@@ -12,6 +12,7 @@ from paramshare.tasks.augment import Augment, AugmentError, normalise
 from paramshare.tasks.classification import Classification
 from paramshare.tasks.detection import Detection
 from paramshare.tasks.paths import Paths
+from paramshare.tasks.pose import Pose
 from paramshare.tasks.task import Measure, Task, TaskError
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Detection",
     "Measure",
     "Paths",
+    "Pose",
     "Task",
     "TaskError",
     "normalise",

@@ -10,6 +10,7 @@ import pytest
 
 from paramshare.data import (
     AnyData,
+    Coco,
     Curriculum,
     DataConfig,
     DataError,
@@ -73,7 +74,7 @@ def test_a_set_has_only_its_own_fields():
 
 
 def test_fields_describe_themselves_inherited_ones_too():
-    for config in (Squares, Digits, Idx, Tfds, Grids, InMemory):
+    for config in (Squares, Coco, Digits, Idx, Tfds, Grids, InMemory):
         for name, field in config.__pydantic_fields__.items():  # pyright: ignore
             assert field.description, f"{config.__name__}.{name}"
 
@@ -83,6 +84,8 @@ def test_fields_describe_themselves_inherited_ones_too():
     [
         ("digits", Digits()),
         ("idx", Idx()),
+        ("coco", Coco()),
+        ("coco/2017", Tfds("coco/2017")),
         ("grids", Grids()),
         ("cifar10", Tfds("cifar10")),
         ("no such set", Tfds("no such set")),  # refused when it is loaded
@@ -95,6 +98,8 @@ def test_names_have_configurations(name, expected):
 def test_switching_keeps_common_fields():
     config = Idx(path="/folder", validation=0.3, train_examples=7)
     assert switch(config, "mnist") == Tfds("mnist", validation=0.3, train_examples=7)
+    for one, other in ((Tfds("cifar10"), "coco"), (Coco(), "cifar10")):
+        assert switch(switch(one, other), one.name) == one  # neither states a size
     assert switch(config, "squares") == Squares(validation=0.3)
     assert switch(config, "idx") is config
 
@@ -104,6 +109,7 @@ def test_switching_keeps_common_fields():
     [
         Squares(side=9),
         Idx(path="/folder"),
+        Coco(path="/folder", task="pose", test="a.json", person_crop=False),
         Tfds("cifar10", image_size=8),
         InMemory("arrays of mine"),
         Grids(curriculum=Curriculum(windows=(3, 4))),
