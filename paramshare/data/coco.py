@@ -6,13 +6,13 @@ https://cocodataset.org/#format-data. Masks and captions are not read.
 
 import dataclasses
 import pathlib
-import warnings
 
 import numpy as np
 
 from paramshare.data.coco_json import Picture, Reader, count, read_json, whole
 from paramshare.data.error import DataError
 from paramshare.data.objects import Objects, clip
+from paramshare.errors import warn
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,11 +58,10 @@ class Annotations:
         above = np.flatnonzero(counts > max_boxes)
         if len(above):
             images, rows = count(len(above), "image"), count(max_boxes, "box", "boxes")
-            warnings.warn(
+            warn(
                 f"{self.file.name}: {images} with more than {rows}, first "
                 f"{self.pictures[above[0]].file!r} with {counts[above[0]]}; the largest boxes are "
-                f"kept: raise max_boxes, at most {counts.max()}, to keep all",
-                stacklevel=2,
+                f"kept: raise max_boxes, at most {counts.max()}, to keep all"
             )
 
 
@@ -147,10 +146,9 @@ def read_annotations(file: pathlib.Path, *, keypoints: bool = False) -> Annotati
     for left_out_A, kind in ((empty_A, "without area"), (outside_A, "outside their image")):
         if left_out_A.any():
             boxes = count(int(left_out_A.sum()), "box", "boxes")
-            warnings.warn(
+            warn(
                 f"{file.name}: left out {boxes} {kind}, first annotation "
-                f"{ids[int(np.argmax(left_out_A))]!r}",
-                stacklevel=2,
+                f"{ids[int(np.argmax(left_out_A))]!r}"
             )
     area_A = np.array(area, np.float64)
     area_A = np.where(np.isnan(area_A), np.prod(clipped_Ax4[:, 2:] - clipped_Ax4[:, :2], 1), area_A)
