@@ -15,7 +15,7 @@ config = Config(
     optimizer=Optimizer("adam", learning_rate=2e-3, weight_decay=0.0, clip_norm=10.0),
     schedule=Schedule("cosine", warmup_epochs=2),
     penalty=Penalty(orthogonality=1.0),
-    epochs=30,
+    epochs=25,
     batch_size=16,
     validate_every=5,
     similarity_every=0,

@@ -12,6 +12,7 @@ import numpy as np
 from paramshare.data import order, statistics
 from paramshare.data.error import DataError
 from paramshare.data.sources import ArraySource, Source, digest
+from paramshare.data.views import View, ViewOf, stretched
 from paramshare.tasks import Classification, Task, TaskError, normalise
 
 
@@ -31,6 +32,7 @@ class Dataset:
       phases: number of phases of a curriculum; 1 for none. The training and validation examples
         are each cut into this many equal, consecutive parts, and each phase uses one part of each.
       others: further test sets by name; their inputs may have other heights and widths.
+      view_of: makes inputs of pictures of any size, as `view` does; None to stretch them.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Dataset:
     std: tuple[float, ...] | None = None
     phases: int = 1
     others: Mapping[str, Source] = dataclasses.field(default_factory=dict, hash=False)
+    view_of: ViewOf | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if (self.mean is None) != (self.std is None):
@@ -85,6 +88,14 @@ class Dataset:
         size = len(source) // self.phases
         return source.take(np.arange(phase * size, (phase + 1) * size))
 
+    def view(self, image_HxWx3: np.ndarray) -> View:
+        """A picture (H, W, 3) uint8 of any size as an input, not normalised.
+
+        Raises:
+          DataError: if inputs are not images.
+        """
+        return (self.view_of or stretched(self.input_shape))(image_HxWx3)
+
     def normalise(self, inputs: jax.Array) -> jax.Array:
         """Inputs as the network takes them."""
         return normalise(inputs, self.mean, self.std)
@@ -104,6 +115,7 @@ def from_arrays(
     train_examples: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    view_of: ViewOf | None = None,
 ) -> Dataset:
     """A data set of arrays.
 
@@ -128,6 +140,7 @@ def from_arrays(
       mean: mean of each channel, on the scale of the inputs. None computes it from the training
         part of uint8 images, and passes other inputs on as they are.
       std: standard deviation of each channel; None as for `mean`.
+      view_of: makes inputs of pictures of any size; None to stretch them.
 
     Raises:
       DataError: if arrays, labels or sizes do not fit.
@@ -189,7 +202,9 @@ def from_arrays(
                 f"of the {shape[-1]} channels, and every std must be above 0; leave both out to "
                 "have them computed (uint8 images only)"
             )
-    return Dataset(name, training, held_out, sources["test"], task, shape, mean, std)
+    return Dataset(
+        name, training, held_out, sources["test"], task, shape, mean, std, view_of=view_of
+    )
 
 
 def _images(values: Any, channels: int | None) -> np.ndarray:

@@ -16,6 +16,7 @@ from paramshare.data.records import Records
 from paramshare.data.registry import DataConfig
 from paramshare.data.sources import Source, Subset
 from paramshare.data.statistics import Channels
+from paramshare.data.views import centred, letterboxed
 from paramshare.tasks import Classification, Detection, Task
 from paramshare.tasks.config import Count, Fraction, checked_dataclass
 
@@ -129,6 +130,7 @@ def read(
         shape if fixed else (size, size, shape[2]),
         mean,
         std,
+        view_of=None if fixed else centred(size, shape[2]),
     )
 
 
@@ -225,7 +227,15 @@ def from_sources(
     mean, std = statistics.IMAGENET
     if sum(map(len, parts.values())) * size * size * 3 > MEMORY_LIMIT:
         return Dataset(
-            name, parts["train"], parts["validation"], test, task, (size, size, 3), mean, std
+            name,
+            parts["train"],
+            parts["validation"],
+            test,
+            task,
+            (size, size, 3),
+            mean,
+            std,
+            view_of=letterboxed(size),
         )
     arrays = {part: _loaded(source) for part, source in parts.items() if len(source)}
     return from_arrays(
@@ -238,6 +248,7 @@ def from_sources(
         task=task,
         mean=mean,
         std=std,
+        view_of=letterboxed(size),
     )
 
 

@@ -1,6 +1,7 @@
 """Classification: one class for each input."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -103,3 +104,21 @@ class Classification(Task):
     def reduce(self, statistics: Any) -> dict[str, float]:
         """Fractions of the examples."""
         return {name: float(np.mean(flags)) for name, flags in statistics.items()}
+
+    def predict(self, outputs: Any, input_shape: tuple[int, ...]) -> dict[str, jax.Array]:
+        """The five likeliest classes, (B, 5), and their probabilities."""
+        del input_shape
+        probability_BxK = jax.nn.softmax(outputs.astype(jnp.float32))
+        score, category = jax.lax.top_k(probability_BxK, min(5, outputs.shape[-1]))
+        return {"class": category, "score": score}
+
+    def describe(self, prediction: Any, original: Callable[[Any], Any]) -> dict[str, Any]:
+        """The class, its probability, and the five likeliest classes with theirs."""
+        del original
+        classes, scores = prediction["class"].tolist(), prediction["score"].tolist()
+        top = [{"class": c, "score": s} for c, s in zip(classes, scores, strict=True)]
+        return {**top[0], "top5": top}
+
+    def draw(self, axes: Any, description: Mapping[str, Any]) -> None:
+        """Writes the class above the picture."""
+        axes.set_title(f"class {description['class']} ({description['score']:.0%})")

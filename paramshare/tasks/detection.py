@@ -1,6 +1,7 @@
 """Object detection: boxes with categories and scores."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -15,6 +16,7 @@ from paramshare.tasks.task import Measure, Task, TaskError
 
 ALPHA, GAMMA, BETA = 0.25, 2.0, 1 / 9
 CANDIDATES = 1000
+SHOWN = 0.3  # least score of a box that is drawn
 LEAST = 0.25  # of a box that must remain in the image when it is cropped
 
 
@@ -249,3 +251,42 @@ class Detection(Task):
     def reduce(self, statistics: Any) -> dict[str, float]:
         """COCO's measures, by faster-coco-eval."""
         return average_precision(statistics["detected"], statistics["labels"], self.categories)
+
+    def predict(self, outputs: Any, input_shape: tuple[int, ...]) -> dict[str, jax.Array]:
+        """The boxes, as `detect` gives them."""
+        return self.detect(outputs, input_shape)
+
+    def describe(self, prediction: Any, original: Callable[[Any], Any]) -> dict[str, Any]:
+        """`objects`, highest score first: category, score, and box in pixels of the picture."""
+        corners_Dx2x2 = original(prediction["box"].reshape(-1, 2, 2))
+        return {
+            "objects": [
+                {
+                    "category": self.categories[int(category)],
+                    "score": float(score),
+                    "box": [round(float(x), 2) for x in corners.ravel()],
+                }
+                for category, score, corners in zip(
+                    prediction["category"], prediction["score"], corners_Dx2x2, strict=True
+                )
+                if score > 0
+            ]
+        }
+
+    def draw(self, axes: Any, description: Mapping[str, Any]) -> None:
+        """Draws the boxes with a score of at least 0.3, coloured by category."""
+        for item in reversed(description["objects"]):  # the likeliest on top
+            if item["score"] < SHOWN:
+                continue
+            colour = f"C{self.categories.index(item['category']) % 10}"
+            x0, y0, x1, y1 = item["box"]
+            axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=colour, linewidth=1.5)
+            axes.text(
+                x0,
+                y0,
+                f"{item['category']} {item['score']:.0%}",
+                color="white",
+                fontsize=7,
+                verticalalignment="bottom",
+                bbox={"facecolor": colour, "edgecolor": "none", "pad": 1},
+            )

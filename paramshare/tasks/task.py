@@ -1,6 +1,7 @@
 """The base class of tasks. A task defines its labels, augmentation, losses and measures."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -129,6 +130,37 @@ class Task:
 
         Returns:
           The values of `measures`, by name.
+        """
+        raise NotImplementedError
+
+    def predict(self, outputs: Any, input_shape: tuple[int, ...]) -> Any:
+        """What the outputs of a batch stand for, such as boxes: a pytree of (B, ...) arrays.
+
+        Args:
+          outputs: the network's outputs.
+          input_shape: (H, W, C).
+
+        Raises:
+          TaskError: if predictions of this task cannot be shown.
+        """
+        del outputs, input_shape
+        raise TaskError(f"predictions of the task {self.name!r} cannot be shown")
+
+    def describe(self, prediction: Any, original: Callable[[Any], Any]) -> dict[str, Any]:
+        """The prediction for one image as JSON values.
+
+        Args:
+          prediction: an example of what `predict` returns, as NumPy arrays.
+          original: maps points (..., 2) of the input, (x, y), to pixels of the picture.
+        """
+        raise NotImplementedError
+
+    def draw(self, axes: Any, description: Mapping[str, Any]) -> None:
+        """Draws a prediction onto matplotlib axes that show the picture.
+
+        Args:
+          axes: the axes; pixel (x, y) of the picture covers x to x + 1 and y to y + 1.
+          description: as `describe` returns it.
         """
         raise NotImplementedError
 

@@ -1,0 +1,105 @@
+"""The command `predict`: what a trained network sees in picture files."""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from paramshare.cli.parsing import add_checkpoint
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from paramshare.training.run import Run
+
+BATCH = 8
+
+
+def add(command: Any) -> None:
+    """Declares the command."""
+    predict = command(
+        "predict", _predict, "show what a trained network sees in pictures, as JSON and drawn"
+    )
+    predict.add_argument("workdir", metavar="WORKDIR", help="of a training run")
+    predict.add_argument("images", metavar="IMAGE", nargs="+", help="a picture file")
+    predict.add_argument(
+        "--output",
+        metavar="DIR",
+        help="folder for the drawn pictures (default: WORKDIR/predictions)",
+    )
+    predict.add_argument("--no-pictures", action="store_true", help="print JSON only")
+    add_checkpoint(predict)
+
+
+def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
+    from paramshare.data.views import read_picture
+    from paramshare.report.predictions import draw_prediction
+    from paramshare.storage import not_written, run_path
+    from paramshare.training.derive import load_run
+
+    pictures = [read_picture(file) for file in args.images]  # before anything slow
+    run, variables, _ = load_run(args.workdir, args.checkpoint)
+    folder = run_path(args.output or run_path(args.workdir) / "predictions")
+    if not args.no_pictures:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise not_written(folder, error) from error
+    names = _names(args.images)
+    for name, file, image, description in zip(
+        names, args.images, pictures, _descriptions(run, variables, pictures), strict=True
+    ):
+        line = {"image": file, **description}
+        if not args.no_pictures:
+            place = folder / f"{name}.png"
+            draw_prediction(image, run.task, description, place)
+            line["picture"] = str(place)
+        print(json.dumps(line))
+    return 0
+
+
+def _descriptions(
+    run: "Run", variables: Any, pictures: Sequence["np.ndarray"]
+) -> Iterator[dict[str, Any]]:
+    """What the network predicts for each picture, in its own pixels."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from paramshare import ops
+
+    @jax.jit
+    @ops.form(run.config.ops)
+    def predict(variables: Any, inputs: Any) -> Any:
+        outputs = run.model.apply(variables, run.data.normalise(inputs), train=False)
+        return run.task.predict(outputs, run.data.input_shape)
+
+    for first in range(0, len(pictures), BATCH):
+        views = [run.data.view(image) for image in pictures[first : first + BATCH]]
+        inputs = np.stack([view.input for view in views])
+        fill = np.zeros((BATCH - len(views), *inputs.shape[1:]), inputs.dtype)
+        predictions = jax.device_get(
+            predict(variables, jnp.asarray(np.concatenate([inputs, fill])))
+        )
+        for number, view in enumerate(views):
+            one = jax.tree.map(lambda leaf, i=number: leaf[i], predictions)
+            yield run.task.describe(one, view.original)
+
+
+def _names(files: Sequence[str]) -> list[str]:
+    """A name for the drawing of each file: its stem, numbered where stems are equal.
+
+    Example:
+      >>> _names(["a/x.jpg", "b/x.png", "y.png"])
+      ['x', 'x-2', 'y']
+    """
+    names: list[str] = []
+    for file in files:
+        stem = pathlib.Path(file).stem
+        name, number = stem, 1
+        while name in names:
+            number += 1
+            name = f"{stem}-{number}"
+        names.append(name)
+    return names
