@@ -25,7 +25,7 @@ def read_packed(content: bytes) -> dict[str, np.ndarray]:
         def take(count: int) -> bytes:
             nonlocal start_of_next
             start_of_next += count
-            return content[start_of_next - count : start_of_next]  # noqa: B023
+            return content[start_of_next - count : start_of_next]
 
         kept = np.ones(size, bool)
         if entry["bitmap"]:
