@@ -39,7 +39,7 @@ class Compressed(Scheme):
     The gradient of the levels is such that under SGD they follow the parameters that are rounded to
     them: a codebook entry moves by the mean of the gradients, as Lloyd's algorithm would move it,
     and a step by their least-squares fit. Rounding compares and looks up, and adds nothing: q(w)
-    has the same bits in every program.
+    has the same bits in every program, on every machine.
 
     `paramshare.transform.compress` makes such a network from a trained one. qwix, JAX's library for
     quantisation, rounds the operands of convolutions and matrix products. Here these are the

@@ -162,7 +162,8 @@ def quantise(
 def finalise(shared: Shared, variables: Mapping[str, Any]) -> tuple[Shared, dict[str, Any]]:
     """The shared network without quantisers, whose banks hold the rounded numbers.
 
-    It computes the same: the kernels are made from the same bits.
+    It computes the same, from the same bits. Where a scheme makes kernels by a matrix product, they
+    may differ in the last digits, because XLA can fuse the rounding with the product.
 
     Args:
       shared: a shared model; banks that are not quantised stay as they are.
