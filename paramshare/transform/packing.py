@@ -66,7 +66,7 @@ def pack(variables: Mapping[str, Any]) -> Packed:
     `paramshare.transform.compress.finalise` gave: a bank under `Compressed` holds floats.
 
     Args:
-      variables: variables of any network. bfloat16 becomes float32, as in `save_variables`.
+      variables: variables of any network; dtypes become those that `save_variables` stores.
 
     Raises:
       ExportError: as `save_variables`.

@@ -52,7 +52,7 @@ def test_kernels_are_those_of_the_rounded_bank(one):
 
 
 def test_the_bank_starts_as_without_levels(one):
-    scheme, weights = drawn(one)
+    weights = drawn(one)[1]
     plain = jax.jit(lambda key: one.scheme.init(key, one.sites))(jax.random.key(7))
     chex.assert_trees_all_close(weights.bank, plain.bank, rtol=1e-6)
     others = {key: leaf for key, leaf in weights.coefficients.items() if key != LEVELS}
