@@ -88,7 +88,7 @@ class Compressed(Scheme):
     def rounded(self, weights: Weights) -> Weights:
         """The arrays of the wrapped scheme: the bank is quantised, the levels are left out."""
         bank = jax.tree.map(
-            functools.partial(quantise, self.method, self.bits),
+            functools.partial(round_to_levels, self.method, self.bits),
             weights.bank,
             weights.coefficients[LEVELS],
         )
@@ -182,13 +182,12 @@ def best_step(values: jax.Array, bits: int) -> jax.Array:
     steps = jnp.append(fractions * largest / half, outer)
 
     def error(step: jax.Array) -> jax.Array:
-        return jnp.sum((quantise("uniform", bits, values, step) - values) ** 2)
+        return jnp.sum((round_to_levels("uniform", bits, values, step) - values) ** 2)
 
     return steps[jnp.argmin(jax.lax.map(error, steps))]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def quantise(method: Method, bits: int, values: jax.Array, levels: jax.Array) -> jax.Array:
+def round_to_levels(method: Method, bits: int, values: jax.Array, levels: jax.Array) -> jax.Array:
     """Every number rounded to the nearest level; 0 stays 0. See `Compressed` for the gradients.
 
     Args:
@@ -198,11 +197,16 @@ def quantise(method: Method, bits: int, values: jax.Array, levels: jax.Array) ->
       levels: (), the step of a uniform grid, or (2^bits,), a codebook in any order.
 
     Example:
-      >>> quantise("uniform", 2, jnp.array([-9.0, -0.1, 0.0, 2.5]), jnp.float32(2.0)).tolist()
+      >>> round_to_levels("uniform", 2, jnp.array([-9.0, -0.1, 0.0, 2.5]), jnp.float32(2.0)).tolist()
       [-3.0, -1.0, 0.0, 3.0]
-      >>> quantise("kmeans", 2, jnp.array([0.4, 0.0]), jnp.array([5.0, 0.5, 0.1, -1.0])).tolist()
+      >>> round_to_levels("kmeans", 2, jnp.array([0.4, 0.0]), jnp.array([5.0, 0.5, 0.1, -1.0])).tolist()
       [0.5, 0.0]
     """
+    return _quantise(method, bits, values, levels)  # pyright: ignore[reportReturnType]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _quantise(method: Method, bits: int, values: jax.Array, levels: jax.Array) -> jax.Array:
     return _forward(method, bits, values, levels)[0]
 
 
@@ -242,4 +246,4 @@ def _backward(
     return gradient, jnp.zeros_like(levels).at[jnp.argsort(levels)].set(means_K)
 
 
-quantise.defvjp(_forward, _backward)
+_quantise.defvjp(_forward, _backward)

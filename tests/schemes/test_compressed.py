@@ -12,7 +12,7 @@ import pytest
 
 from paramshare import Ring, SchemeError, Site, Soft, Tied
 from paramshare.schemes import Compressed, Weights
-from paramshare.schemes.compressed import LEVELS, best_step, quantise, uniform_grid
+from paramshare.schemes.compressed import LEVELS, best_step, round_to_levels, uniform_grid
 
 NORMAL = np.random.default_rng(0).normal(size=4000).astype(np.float32)
 
@@ -78,8 +78,10 @@ def test_zeros_stay_zero_and_have_no_gradient(method):
     values = jnp.asarray(NORMAL).at[::3].set(0)
     scheme = Compressed(Ring(4), 3, method)
     levels = scheme.uniform_levels(values)
-    gradient: Any = jax.grad(lambda v: jnp.sum(jnp.cos(quantise(method, 3, v, levels))))(values)
-    rounded = np.asarray(quantise(method, 3, values, levels))
+    gradient: Any = jax.grad(lambda v: jnp.sum(jnp.cos(round_to_levels(method, 3, v, levels))))(
+        values
+    )
+    rounded = np.asarray(round_to_levels(method, 3, values, levels))
     assert (rounded[::3] == 0).all() and np.count_nonzero(rounded) == np.count_nonzero(values)
     assert (gradient[::3] == 0).all() and np.count_nonzero(gradient) == np.count_nonzero(values)
 
@@ -90,7 +92,7 @@ def test_uniform_rounding_is_as_good_as_the_theory_of_normal_numbers(bits):
     best = {2: 0.1188, 3: 0.03744, 4: 0.01154, 6: 0.001041, 8: 0.0000569 * 1.5}[bits]
     values = jnp.asarray(np.random.default_rng(1).normal(size=100_000), jnp.float32)
     step = best_step(values, bits)
-    rounded = quantise("uniform", bits, values, step)
+    rounded = round_to_levels("uniform", bits, values, step)
     assert float(jnp.mean((rounded - values) ** 2)) == pytest.approx(best, rel=0.05 + (bits == 8))
     inside = jnp.abs(values) <= step * 2 ** (bits - 1)
     error = jnp.abs(rounded - values)[inside]
@@ -100,9 +102,11 @@ def test_uniform_rounding_is_as_good_as_the_theory_of_normal_numbers(bits):
 def test_levels_are_rounded_to_themselves():
     for bits in (2, 5, 8):
         levels = uniform_grid(jnp.float32(0.1), bits)[0]
-        np.testing.assert_array_equal(quantise("uniform", bits, levels, jnp.float32(0.1)), levels)
+        np.testing.assert_array_equal(
+            round_to_levels("uniform", bits, levels, jnp.float32(0.1)), levels
+        )
         book = jnp.sort(jnp.asarray(NORMAL[: 2**bits]))
-        np.testing.assert_array_equal(quantise("kmeans", bits, book, book[::-1]), book)
+        np.testing.assert_array_equal(round_to_levels("kmeans", bits, book, book[::-1]), book)
 
 
 @pytest.mark.parametrize("method", ["uniform", "kmeans"])
@@ -115,14 +119,14 @@ def test_levels_follow_their_numbers(method):
     kept = values != 0
     if method == "uniform":
         levels = best_step(values, 2)
-        offsets = quantise(method, 2, values, levels) / levels
+        offsets = round_to_levels(method, 2, values, levels) / levels
         fit = lambda v: jnp.sum(v * offsets) / jnp.sum(offsets**2)  # noqa: E731
     else:
         levels = jnp.array([1.2, -0.3, -1.5, 0.4])
-        rounded = quantise(method, 2, values, levels)
+        rounded = round_to_levels(method, 2, values, levels)
         fit = lambda v: jnp.stack([jnp.mean(v[(rounded == x) & kept]) for x in levels])  # noqa: E731
     slope = lambda x: jnp.sum(jnp.sin(7 * x))  # noqa: E731
-    gradient = jax.grad(lambda v, p: slope(quantise(method, 2, v, p)), argnums=(0, 1))
+    gradient = jax.grad(lambda v, p: slope(round_to_levels(method, 2, v, p)), argnums=(0, 1))
     of_values, of_levels = gradient(values, levels)
     moved = fit(values - 0.01 * of_values) - fit(values)
     np.testing.assert_allclose(-0.01 * of_levels, moved, rtol=2e-3, atol=1e-7)
@@ -130,7 +134,9 @@ def test_levels_follow_their_numbers(method):
 
 def test_an_empty_level_stays():
     levels = jnp.array([-1.0, 1.0, 50.0, 60.0])
-    gradient: Any = jax.grad(lambda p: jnp.sum(quantise("kmeans", 2, jnp.asarray(NORMAL), p)))
+    gradient: Any = jax.grad(
+        lambda p: jnp.sum(round_to_levels("kmeans", 2, jnp.asarray(NORMAL), p))
+    )
     assert gradient(levels)[2:].tolist() == [0, 0]
     assert float(best_step(jnp.zeros(5), 4)) == 0
 

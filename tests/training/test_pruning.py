@@ -1,6 +1,7 @@
 """Pruned numbers stay 0 while the rest trains, and become as many as asked, when they are due."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -85,7 +86,7 @@ def test_gradual_pruning_follows_the_cubic_schedule(name):
     expected = [800 * (1 - (1 - t / 20) ** 3) for t in range(1, 21)] + [800] * 4
     np.testing.assert_allclose(counts, expected, atol=1.01)  # rounded down
     assert counts[19:] == [800] * 5
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in itertools.pairwise(steps):
         assert zeros(after)[zeros(before)].all()
 
 
@@ -131,7 +132,8 @@ def test_bad_settings(change, message):
 
 
 def test_bad_values():
-    for options in ({"bits": 1}, {"bits": 9}, {"prune": 1.0}, {"prune": -0.1}, {"method": "x"}):
+    every: Any = ({"bits": 1}, {"bits": 9}, {"prune": 1.0}, {"prune": -0.1}, {"method": "x"})
+    for options in every:
         with pytest.raises(ConfigError, match=f"{next(iter(options))} must be"):
             Compression(**options)
 

@@ -12,8 +12,7 @@ import paramshare
 from paramshare import Plan, Ring, Rule, Soft, Tied, share
 from paramshare.models import ResNet
 from paramshare.schemes import Compressed
-from paramshare.schemes.compressed import best_step, uniform_grid
-from paramshare.schemes.compressed import quantise as rounded_to
+from paramshare.schemes.compressed import best_step, round_to_levels, uniform_grid
 from paramshare.transform.compress import (
     CompressError,
     banks_table,
@@ -66,7 +65,11 @@ def test_a_codebook_is_never_worse_than_a_uniform_grid(kind, bits):
     book = kmeans(values, 2**bits, uniform_grid(step, bits)[0])
     assert book.shape == (2**bits,) and (np.diff(book) >= 0).all()
     errors = [
-        float(np.sum((np.asarray(rounded_to(method, bits, jnp.asarray(values), p)) - values) ** 2))
+        float(
+            np.sum(
+                (np.asarray(round_to_levels(method, bits, jnp.asarray(values), p)) - values) ** 2
+            )
+        )
         for method, p in (("uniform", step), ("kmeans", jnp.asarray(book, jnp.float32)))
     ]
     assert errors[1] <= errors[0] * (1 + 1e-5)  # levels are stored in float32

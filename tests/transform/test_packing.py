@@ -65,8 +65,8 @@ def test_sizes_are_those_of_the_codes(bits, zeros, method):
 
 def test_zeros_take_a_code_of_their_own_where_that_is_smaller():
     """A few zeros among three other numbers: two bits for each are less than a bitmap."""
-    array = np.float32([0, 1, 2, 7])[np.random.default_rng(0).integers(0, 4, 8000)]
-    array[:6000] = np.float32([1, 2, 7])[np.random.default_rng(0).integers(0, 3, 6000)]
+    array = np.array([0, 1, 2, 7], np.float32)[np.random.default_rng(0).integers(0, 4, 8000)]
+    array[:6000] = np.array([1, 2, 7], np.float32)[np.random.default_rng(0).integers(0, 3, 6000)]
     assert pack({"banks": {"b": array}}).banks == 8000 * 2 // 8 + 4 * 4
     assert pack({"banks": {"b": np.zeros(100, np.float32)}}).banks <= 13
     assert pack({"banks": {"b": np.full(100, 3, np.float32)}}).banks == 4
@@ -75,7 +75,7 @@ def test_zeros_take_a_code_of_their_own_where_that_is_smaller():
 def test_a_file_is_as_large_as_it_says_and_rest_and_banks_add_up(tmp_path):
     rng = np.random.default_rng(0)
     variables = {
-        "banks": {"ring": {"ring": np.float32([0, 1, 2, 3])[rng.integers(0, 4, 1000)]}},
+        "banks": {"ring": {"ring": np.array([0, 1, 2, 3], np.float32)[rng.integers(0, 4, 1000)]}},
         "params": {"model": {"kernel": rng.normal(size=(3, 5)).astype(np.float32)}},
         "batch_stats": {"model": {"mean": jnp.zeros(7, jnp.bfloat16)}},
     }
@@ -92,7 +92,7 @@ def test_a_file_is_as_large_as_it_says_and_rest_and_banks_add_up(tmp_path):
 
 
 def test_it_is_read_with_numpy_alone(tmp_path):
-    array = np.float32([0, 0, 1, 2])
+    array = np.array([0, 0, 1, 2], np.float32)
     save_packed(pack({"banks": {"b": array}}), tmp_path / "file")
     code = (
         "import sys, runpy; read = runpy.run_path(sys.argv[1])['read_packed'];"
