@@ -197,9 +197,10 @@ def round_to_levels(method: Method, bits: int, values: jax.Array, levels: jax.Ar
       levels: (), the step of a uniform grid, or (2^bits,), a codebook in any order.
 
     Example:
-      >>> round_to_levels("uniform", 2, jnp.array([-9.0, -0.1, 0.0, 2.5]), jnp.float32(2.0)).tolist()
+      >>> step, book = jnp.float32(2.0), jnp.array([5.0, 0.5, 0.1, -1.0])
+      >>> round_to_levels("uniform", 2, jnp.array([-9.0, -0.1, 0.0, 2.5]), step).tolist()
       [-3.0, -1.0, 0.0, 3.0]
-      >>> round_to_levels("kmeans", 2, jnp.array([0.4, 0.0]), jnp.array([5.0, 0.5, 0.1, -1.0])).tolist()
+      >>> round_to_levels("kmeans", 2, jnp.array([0.4, 0.0]), book).tolist()
       [0.5, 0.0]
     """
     return _quantise(method, bits, values, levels)  # pyright: ignore[reportReturnType]

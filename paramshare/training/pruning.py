@@ -42,8 +42,11 @@ def keep_zeros(settings: Compression, steps: int) -> optax.GradientTransformatio
     last = max(1, steps // 2) if settings.gradual else 1
     every = max(1, last // PRUNINGS)
 
-    def update(updates: Any, state: PruningState, variables: Any) -> tuple[Any, PruningState]:
-        updates = _map_banks(settings, _zero_where_zero, updates, variables)
+    def init(params: Any) -> PruningState:
+        return PruningState(jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, PruningState]:
+        updates = _map_banks(settings, _zero_where_zero, updates, params)
         count = state.count + 1
         part = sparsity(count, last)
 
@@ -63,16 +66,13 @@ def keep_zeros(settings: Compression, steps: int) -> optax.GradientTransformatio
         due = (count <= last) & ((count % every == 0) | (count == last))
         updates = jax.lax.cond(
             due,
-            lambda tree: _map_banks(settings, prune, tree, variables),
+            lambda tree: _map_banks(settings, prune, tree, params),
             lambda tree: tree,
             updates,
         )
         return updates, PruningState(count)
 
-    return optax.GradientTransformation(
-        lambda variables: PruningState(jnp.zeros((), jnp.int32)),
-        update,  # pyright: ignore[reportArgumentType] (the variables are always given)
-    )
+    return optax.GradientTransformation(init, update)
 
 
 def sparsity(count: Any, last: int) -> jax.Array:
