@@ -1,1 +1,1 @@
-"""From network to network: fold, convert, factorise, loop, deepen, re-estimate, export."""
+"""From network to network: fold, convert, factorise, loop, deepen, compress, re-estimate, export."""
