@@ -5,11 +5,12 @@
 
 Further options override the configuration. For every seed, trains the network; prunes its banks
 (--prune), quantises them (--bits) and fine-tunes them for --fine-tune epochs, from a tenth of the
-learning rate down to zero, for every pair of the two; 32 bits are float32. Trains plain residual
-networks of the depth of --model with fewer channels (--widths; 16 is the usual width), in full.
-Bytes are those of the packed file (`variables.pack`) with all variables, of plain networks too.
-Every run has its own workdir in DIR; rerun the study to continue it. Writes DIR/table.md, with 95%
-intervals of the t distribution over the seeds, DIR/compress.json and DIR/compress_curve.png.
+learning rate down to zero, for every pair of the two; 32 bits are float32. The network as it is
+gets the same fine-tuning. Trains plain residual networks of the depth of --model with fewer
+channels (--widths; 16 is the usual width) for as many epochs in all. Bytes are those of the packed
+file (`variables.pack`) with all variables, of plain networks too. Every run has its own workdir in
+DIR; rerun the study to continue it. Writes DIR/table.md, with 95% intervals of the t distribution
+over the seeds, DIR/compress.json and DIR/compress_curve.png.
 """
 
 import dataclasses
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--prune", nargs="+", type=float, default=[0.0, 0.5, 0.75])
     parser.add_argument("--method", choices=("kmeans", "uniform"), default="kmeans")
     parser.add_argument("--fine-tune", type=int, default=10, metavar="EPOCHS")
-    parser.add_argument("--widths", nargs="*", type=int, default=[2, 3, 4, 5, 6, 8])
+    parser.add_argument("--widths", nargs="*", type=int, default=[2, 3, 4])
     args, base = sweep.parse(parser)
     base = sweep.with_network(base, args.model)
     if args.widths and not re.match(r"resnet\d+", args.model):
@@ -59,7 +60,7 @@ def main() -> None:
     for seed in args.seeds:
         config = dataclasses.replace(base, seed=seed)
         records += compressed(config, args)
-        records += [plain(config, width, args.out) for width in args.widths]
+        records += [plain(config, width, args) for width in args.widths]
         (args.out / "compress.json").write_text(json.dumps(records, indent=1) + "\n")
     kinds = curves(records)
     picture, title = args.out / "compress_curve.png", f"{args.model} on {base.data.name}"
@@ -79,10 +80,6 @@ def compressed(config: Config, args: Any) -> list[dict[str, Any]]:
     for bits in args.bits:
         for part in args.prune:
             settings = Compression(None if bits == FLOAT else bits, args.method, part)
-            if not settings.active:
-                score = before.measures[source.task.score.name]
-                records.append(record(source, variables, workdir, score, score, bits=bits, prune=0))
-                continue
             config_of = dataclasses.replace(
                 fine_tuning(config, args.fine_tune), compression=settings
             )
@@ -112,9 +109,10 @@ def compressed(config: Config, args: Any) -> list[dict[str, Any]]:
     return records
 
 
-def plain(config: Config, width: int, out: pathlib.Path) -> dict[str, Any]:
+def plain(config: Config, width: int, args: Any) -> dict[str, Any]:
     """Trains a plain network with fewer channels."""
     blocks = (int(re.findall(r"\d+", config.model.name)[0]) - 2) // 6
+    config = dataclasses.replace(config, epochs=config.epochs + args.fine_tune)
     data = prepare(config).data
     model = ResNet(
         (blocks,) * 3,
@@ -125,7 +123,7 @@ def plain(config: Config, width: int, out: pathlib.Path) -> dict[str, Any]:
         **data.task.network_options(),
     )
     run = prepare(config, model=model, data=data)
-    workdir = out / f"width{width}-seed{config.seed}"
+    workdir = args.out / f"width{width}-seed{config.seed}"
     score = fit(run, workdir).last_score
     variables, _ = stored_variables(workdir, run.shapes)
     return record(run, variables, workdir, score, score, width=width)

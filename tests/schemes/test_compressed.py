@@ -78,7 +78,7 @@ def test_zeros_stay_zero_and_have_no_gradient(method):
     values = jnp.asarray(NORMAL).at[::3].set(0)
     scheme = Compressed(Ring(4), 3, method)
     levels = scheme.uniform_levels(values)
-    gradient: Any = jax.grad(lambda v: jnp.sum(jnp.cos(round_to_levels(method, 3, v, levels))))(
+    gradient: Any = jax.grad(lambda v: jnp.sum(jnp.sin(round_to_levels(method, 3, v, levels))))(
         values
     )
     rounded = np.asarray(round_to_levels(method, 3, values, levels))

@@ -7,7 +7,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from paramshare.schemes.compressed import uniform_grid
@@ -20,6 +20,7 @@ def same(a, b) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
+@example(size=500, levels=9, zeros=0.5, dtype="float32", seed=0)
 @settings(deadline=None, max_examples=60)
 @given(
     size=st.integers(0, 700),
