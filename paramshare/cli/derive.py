@@ -1,4 +1,4 @@
-"""Commands that derive a new run from a trained one: fold, convert."""
+"""Commands that derive a new run from a trained one: fold, convert; and what `compress` shares."""
 
 import argparse
 import dataclasses
@@ -50,7 +50,7 @@ def add(command: Any) -> None:
         default="coefficients",
         help="compare layers by their mixing coefficients (the default) or by their weights",
     )
-    _add_common_options(fold)
+    add_common_options(fold)
 
     convert = command(
         "convert",
@@ -66,10 +66,11 @@ def add(command: Any) -> None:
         metavar="NAME",
         help="the network to convert to, such as swrn-28-10-2 from wrn-28-10",
     )
-    _add_common_options(convert)
+    add_common_options(convert)
 
 
-def _add_common_options(parser: argparse.ArgumentParser) -> None:
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that derives a run."""
     parser.add_argument(
         "--output",
         metavar="DIR",
@@ -98,7 +99,7 @@ def _fold(args: argparse.Namespace, overrides: list[str]) -> int:
     from paramshare.training.derive import one_input, with_ties
     from paramshare.transform.folding import fold
 
-    run, variables, step = _load(args, overrides)
+    run, variables, step = load_source(args, overrides)
     if not isinstance(run.model, Shared):
         raise CommandError(
             f"{run.config.model.name} shares no weights, so there is nothing to fold; "
@@ -126,15 +127,15 @@ def _fold(args: argparse.Namespace, overrides: list[str]) -> int:
         not_made = f"; {args.output} was not created" if args.output else ""
         print(json.dumps(details) if args.json else f"nothing was folded{not_made}")
         return 0
-    target = _target(with_ties(run.config, folded), args, overrides)
+    target = target_run(with_ties(run.config, folded), args, overrides)
     return _derive(args, run, variables, target, folded.variables, step, details)
 
 
 def _convert(args: argparse.Namespace, overrides: list[str]) -> int:
     from paramshare.training.derive import convert_variables, with_model
 
-    run, variables, step = _load(args, overrides)
-    target = _target(with_model(run.config, name=args.model, tied=()), args, overrides)
+    run, variables, step = load_source(args, overrides)
+    target = target_run(with_model(run.config, name=args.model, tied=()), args, overrides)
     converted, conversion = convert_variables(run, variables, target)
     details: dict[str, Any] = {"model": args.model}
     if conversion is not None:
@@ -144,13 +145,21 @@ def _convert(args: argparse.Namespace, overrides: list[str]) -> int:
     return _derive(args, run, variables, target, converted, step, details)
 
 
-def _load(args: argparse.Namespace, overrides: list[str]) -> tuple["Run", dict[str, Any], int]:
-    """Checks the options, before anything takes minutes, and loads the run."""
+def load_source(
+    args: argparse.Namespace, overrides: list[str], *, resume: bool = False
+) -> tuple["Run", dict[str, Any], int]:
+    """Checks the options, before anything takes minutes, and loads the run.
+
+    Args:
+      args: the options.
+      overrides: options of `train`.
+      resume: whether the output may exist.
+    """
     from paramshare.training.derive import fine_tuning, load_run
     from paramshare.training.workdir import stored_config
     from paramshare.zoo import options_of
 
-    if args.output is not None and not is_new(run_path(args.output)):
+    if args.output is not None and not resume and not is_new(run_path(args.output)):
         raise CommandError(f"{args.output} exists; give --output a folder that does not exist")
     if args.fine_tune < 0 or (args.fine_tune and not args.output):
         raise CommandError(
@@ -164,12 +173,17 @@ def _load(args: argparse.Namespace, overrides: list[str]) -> tuple["Run", dict[s
     config = stored_config(run_path(args.workdir))
     config = fine_tuning(config, args.fine_tune) if args.fine_tune else config
     override(config, overrides).check()
+    if args.command != "compress" and config.compression.active:
+        raise CommandError(
+            f"{args.workdir} is compressed; {args.command} the run that it was made from, and "
+            "compress the result"
+        )
     if args.command == "convert":
         options_of(args.model)  # raises if there is no such network
     return load_run(args.workdir, args.checkpoint)
 
 
-def _target(config: "Config", args: argparse.Namespace, overrides: list[str]) -> "Run":
+def target_run(config: "Config", args: argparse.Namespace, overrides: list[str]) -> "Run":
     """The new run: a configuration, fine-tuned on request, with the overrides applied."""
     from paramshare.training.derive import fine_tuning
     from paramshare.training.run import prepare
@@ -207,11 +221,12 @@ def _derive(
         fine_tune=args.fine_tune > 0,
         quiet=args.json,
     )
-    print(json.dumps(derived.as_json()) if args.json else _describe(derived, args))
+    print(json.dumps(derived.as_json()) if args.json else describe(derived, args))
     return 0
 
 
-def _describe(derived: "Derived", args: argparse.Namespace) -> str:
+def describe(derived: "Derived", args: argparse.Namespace) -> str:
+    """The test measures before and after, and the new workdir."""
     score, lines = derived.run.facts.score, []
     tests = {"before": derived.before, "after": derived.after, "fine-tuned": derived.fine_tuned}
     for name, test in tests.items():

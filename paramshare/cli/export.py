@@ -44,6 +44,7 @@ def _export(args: argparse.Namespace, overrides: list[str]) -> int:
 
     from paramshare.shared import Shared, count
     from paramshare.training.derive import load_run
+    from paramshare.transform.compress import finalise
     from paramshare.transform.conversion import bake
     from paramshare.transform.export import ABOUT, export
     from paramshare.transform.looping import loop
@@ -51,7 +52,9 @@ def _export(args: argparse.Namespace, overrides: list[str]) -> int:
     if not is_new(local_path(args.output)):
         raise CommandError(f"{args.output} exists; give --output a folder that does not exist")
     run, variables, step = load_run(args.workdir, args.checkpoint)
-    model = run.model
+    model, packed = run.model, run.config.compression.active and args.form == "trained"
+    if isinstance(model, Shared):
+        model, variables = finalise(model, variables)  # a compressed run stores rounded numbers
     if args.form != "trained" and not isinstance(model, Shared):
         raise CommandError(
             f"{run.config.model.name} shares no weights, so there is nothing to bake or to loop; "
@@ -66,7 +69,8 @@ def _export(args: argparse.Namespace, overrides: list[str]) -> int:
     example = np.asarray(run.data.test[0]["input"])
     inputs = jax.ShapeDtypeStruct((1, *example.shape), example.dtype)
     mean, std = run.data.mean, run.data.std
-    folder = export(model, variables, args.output, inputs, mean=mean, std=std, train=False)
+    options: dict[str, Any] = {"mean": mean, "std": std, "train": False}
+    folder = export(model, variables, args.output, inputs, packed=packed, **options)
     about = json.loads((folder / ABOUT).read_text())
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(

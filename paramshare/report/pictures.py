@@ -284,6 +284,33 @@ def conversion_curve(
     save(figure, file)
 
 
+def compress_curve(
+    curves: Mapping[str, Sequence[tuple[float, float, float]]],
+    file: str | pathlib.Path,
+    *,
+    score: str = "score",
+    title: str = "",
+) -> None:
+    """Draws test scores against bytes on disk, on a logarithmic axis, with intervals.
+
+    Args:
+      curves: by label, the points of a line: (bytes, mean score, half the interval or nan).
+      file: the PNG to write.
+      score: its title.
+      title: the picture's title.
+    """
+    figure, axes = blank(1, 1, (7, 4.5))
+    axes = np.ravel(np.array(axes, dtype=object))[0]
+    for number, (label, points) in enumerate(curves.items()):
+        sizes, means, halves = (np.array(column, float) for column in zip(*points, strict=True))
+        halves = np.nan_to_num(halves)
+        axes.errorbar(sizes, means, halves, fmt="o-", color=f"C{number}", capsize=3, label=label)
+    axes.set(xscale="log", xlabel="bytes of the packed file", ylabel=f"test {score}", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save(figure, file)
+
+
 def site_labels(sites: Sequence[Any]) -> list[str]:
     """Short names of a bank's sites: their paths without the first and last parts they share."""
     parts = [str(site).split("/") for site in sites]

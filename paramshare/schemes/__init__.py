@@ -1,6 +1,7 @@
 """Sharing schemes: frozen dataclasses that make the kernels of several layers from few arrays."""
 
 from paramshare.schemes.basis import FilterBasis
+from paramshare.schemes.compressed import Compressed
 from paramshare.schemes.cosines import cosines
 from paramshare.schemes.interface import Filters, Scheme, SchemeError, Site, Weights
 from paramshare.schemes.repetition import Repeat
@@ -10,6 +11,7 @@ from paramshare.schemes.soft import Soft
 from paramshare.schemes.tied import Tied
 
 __all__ = [
+    "Compressed",
     "FilterBasis",
     "Filters",
     "Repeat",

@@ -124,6 +124,29 @@ class Penalty:
 
 
 @checked_dataclass(ConfigError)
+class Compression:
+    """Pruning and quantisation of banks, as `paramshare compress` sets them up."""
+
+    bits: Annotated[int, pydantic.Field(ge=2, le=8)] | None = None
+    """Bits of each number of a bank, 2 to 8, while it is trained in floating point; None does not
+    quantise."""
+    method: Literal["kmeans", "uniform"] = "kmeans"
+    """Levels that numbers are rounded to: a codebook, or a uniform grid."""
+    prune: Fraction = 0.0
+    """Fraction of the numbers of each bank that are set to 0, the smallest ones, and kept there; 0
+    prunes nothing."""
+    gradual: bool = False
+    """Prune more and more over the first half of the run, instead of at its start."""
+    banks: tuple[str, ...] = ()
+    """Regular expressions of the names of the banks; empty takes all."""
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is pruned or quantised."""
+        return self.bits is not None or self.prune > 0
+
+
+@checked_dataclass(ConfigError)
 class Config:
     """One training run."""
 
@@ -133,6 +156,7 @@ class Config:
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     penalty: Penalty = Penalty()
+    compression: Compression = Compression()
     epochs: Count = 200
     """Passes over the training set; the last, incomplete batch of each pass is dropped. The phases
     of a curriculum take equal parts of the epochs."""
@@ -205,13 +229,32 @@ class Config:
                 f"schedule.warmup_epochs is {schedule.warmup_epochs}; it must be at most epochs, "
                 f"{self.epochs}"
             )
-        for pool in self.penalty.pools:
-            try:
-                re.compile(pool)
-            except re.error as error:
-                raise ConfigError(
-                    f"penalty.pools holds {pool!r}; it must be a regular expression ({error})"
-                ) from None
+        patterns = {"penalty.pools": self.penalty.pools}
+        patterns["compression.banks"] = self.compression.banks
+        for field, expressions in patterns.items():
+            for expression in expressions:
+                try:
+                    re.compile(expression)
+                except re.error as error:
+                    raise ConfigError(
+                        f"{field} holds {expression!r}; it must be a regular expression ({error})"
+                    ) from None
+        compression = self.compression
+        if compression.gradual and not compression.prune:
+            raise ConfigError(
+                "compression.gradual is True, but compression.prune is 0; set the fraction to prune"
+            )
+        if compression.gradual and compression.bits is not None:
+            raise ConfigError(
+                "compression.gradual is True, but levels are fitted to the numbers that are left "
+                f"after pruning; prune first, without compression.bits ({compression.bits}), and "
+                "quantise the pruned run"
+            )
+        if compression.prune and self.shard_banks:
+            raise ConfigError(
+                f"compression.prune is {compression.prune}, which compares all numbers of a bank; "
+                "leave shard_banks out"
+            )
 
     def without_effect(self) -> list[str]:
         """Settings that are not the defaults, or are never reached, and change nothing.
@@ -231,6 +274,8 @@ class Config:
             "optimizer.nesterov": self.optimizer.name != "sgd",
             "penalty.pools": not self.penalty.orthogonality,
             "penalty.unique": not self.penalty.orthogonality,
+            "compression.method": self.compression.bits is None,
+            "compression.banks": not self.compression.active,
             "non_finite_limit": self.non_finite == "stop",
             "optimizer.decay_vectors": not self.optimizer.weight_decay,
             "optimizer.decay_coefficients": not self.optimizer.weight_decay,

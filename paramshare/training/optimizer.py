@@ -10,6 +10,7 @@ import optax
 
 from paramshare.shared import decay_mask
 from paramshare.training.config import Config, Optimizer
+from paramshare.training.pruning import keep_zeros, spare_zeros
 
 
 def learning_rate(config: Config, steps_per_epoch: int) -> optax.Schedule:
@@ -45,18 +46,23 @@ def learning_rate(config: Config, steps_per_epoch: int) -> optax.Schedule:
 
 
 def optimizer(
-    config: Config, rate: optax.Schedule, norm: Callable[[Any], jax.Array] = optax.tree.norm
+    config: Config,
+    rate: optax.Schedule,
+    norm: Callable[[Any], jax.Array] = optax.tree.norm,
+    steps: int = 1,
 ) -> optax.GradientTransformation:
     """The update rule over `{"banks", "params"}`.
 
     The gradient is clipped, then weight decay is added, then the rule is applied, as with PyTorch's
     `clip_grad_norm_` and SGD. Sharing coefficients do not decay (`paramshare.decay_mask`), unless
     `decay_coefficients` is set; biases and scales of norms do, unless `decay_vectors` is off.
+    Pruned numbers of banks stay 0 (`config.compression`).
 
     Args:
       config: the configuration.
       rate: the learning rate by step.
       norm: the norm of a gradient, for clipping.
+      steps: updates of the whole run, for gradual pruning.
     """
     settings = config.optimizer
     mask = functools.partial(_decays, settings)
@@ -71,6 +77,9 @@ def optimizer(
             if settings.name == "sgd"
             else optax.adam(rate)
         )
+    if config.compression.prune:
+        rules.insert(0, spare_zeros(config.compression))
+        rules.append(keep_zeros(config.compression, steps))
     return rules[0] if len(rules) == 1 else optax.chain(*rules)
 
 

@@ -21,6 +21,7 @@ from paramshare.data import ArraySource, Dataset, InMemory
 from paramshare.shared import Shared
 from paramshare.storage import absolute, in_bucket
 from paramshare.tasks import Task, TaskError
+from paramshare.training.compression import compressed_network
 from paramshare.training.config import Config, ConfigError, Model, differences
 from paramshare.training.devices import Devices
 from paramshare.training.optimizer import learning_rate, optimizer
@@ -189,12 +190,13 @@ def prepare(
         model = named_network(config, task.network_options(), data.input_shape)
     else:
         config = _with_model(config, model)
+        model = compressed_network(model, config)
     variables, program = check_model(model, config.model.name, data)
     check_penalty(config, model, variables)
     if config.shard_banks:
         sliced_model(model, mapped.count)
     rate = learning_rate(config, max(1, data.phase_examples // config.batch_size))
-    rule = optimizer(config, rate, norm_over(config.shard_banks))
+    rule = optimizer(config, rate, norm_over(config.shard_banks), steps)
     return Run(config, data, model, task, mapped, rate, rule, program)
 
 
@@ -227,7 +229,7 @@ def _with_model(config: Config, model: nn.Module) -> Config:
 def named_network(
     config: Config, network_options: Mapping[str, Any], input_shape: tuple[int, ...]
 ) -> nn.Module:
-    """The network that a configuration names, with its layers tied as configured.
+    """The network that a configuration names, with layers tied and banks compressed as configured.
 
     Args:
       config: the configuration.
@@ -250,7 +252,8 @@ def named_network(
     options |= {"form": settings.form} if settings.form else {}
     options |= {"stem": settings.stem} if settings.stem else {}
     model = create_model(settings.name, input_shape=input_shape, **options)
-    return tie(model, settings) if settings.tied else model
+    model = tie(model, settings) if settings.tied else model
+    return compressed_network(model, config)
 
 
 def check_batch(run: Run) -> None:

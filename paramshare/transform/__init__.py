@@ -1,1 +1,1 @@
-"""From network to network: fold, convert, factorise, loop, deepen, re-estimate, export."""
+"""A network in, a network out: fold, convert, factorise, loop, deepen, compress, export."""

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from jax import export as jax_export
 
 from paramshare.shared import Shared
 from paramshare.storage import is_new, local_path, written_whole
+from paramshare.transform import unpacking
+from paramshare.transform.packing import PACKED, pack, save_packed
 from paramshare.transform.variables_file import (
     ExportError,
     leaves_by_path,
@@ -35,12 +38,12 @@ import sys
 import jax
 import numpy as np
 from jax import export
-
+%s
 if len(sys.argv) != %d:
     sys.exit(__doc__)
 folder = pathlib.Path(__file__).parent
 program = export.deserialize(bytearray((folder / "program.jaxexport").read_bytes()))
-variables = dict(np.load(folder / "variables.npz"))
+variables = %s
 inputs = np.load(sys.argv[1])
 inputs = inputs if isinstance(inputs, np.ndarray) else dict(inputs)
 describe = lambda array: f"{array.dtype} (batch, {', '.join(map(str, array.shape[1:]))})"
@@ -51,6 +54,11 @@ outputs = jax.jit(program.call)(variables, inputs)
 outputs = outputs if isinstance(outputs, dict) else {"output": outputs}
 %s
 '''
+READ = "", 'dict(np.load(folder / "variables.npz"))'
+READ_PACKED = (
+    "from unpacking import read_packed\n",
+    'read_packed((folder / "variables.pack").read_bytes())',
+)
 RUN_CLASSES = (
     "Prints the class of every example in a file of inputs: python run.py inputs.{ending}",
     2,
@@ -68,6 +76,8 @@ def export(
     variables: Mapping[str, Any],
     folder: str | os.PathLike,
     inputs: Any,
+    *,
+    packed: bool = False,
     **options: Any,
 ) -> pathlib.Path:
     """Writes a folder that runs a network where neither paramshare nor Flax is installed.
@@ -91,6 +101,8 @@ def export(
       variables: its variables.
       folder: the folder to write; it must not exist, or be empty.
       inputs: as of `export_program`.
+      packed: write the variables as `variables.pack`, see `paramshare.transform.packing`, and
+        `unpacking.py`, which reads it with NumPy, instead of `variables.npz`.
       **options: as of `export_program`.
 
     Returns:
@@ -106,12 +118,16 @@ def export(
     program = export_program(model, variables, inputs, **options)
     with written_whole(folder) as scratch:
         (scratch / PROGRAM).write_bytes(program)
-        save_variables(variables, scratch / VARIABLES)
+        if packed:
+            save_packed(pack(variables), scratch / PACKED)
+            shutil.copyfile(unpacking.__file__, scratch / "unpacking.py")
+        else:
+            save_variables(variables, scratch / VARIABLES)
         about = _about(model, program, options)
-        (scratch / RUN).write_text(_run_source(about))
+        (scratch / RUN).write_text(_run_source(about, packed))
         sums = {
             name: hashlib.sha256((scratch / name).read_bytes()).hexdigest()
-            for name in (PROGRAM, VARIABLES)
+            for name in (PROGRAM, PACKED if packed else VARIABLES)
         }
         (scratch / ABOUT).write_text(json.dumps(about | {"sha256": sums}, indent=2) + "\n")
     return folder
@@ -334,13 +350,14 @@ def _without_locations() -> Iterator[None]:
         jax.config.update("jax_traceback_in_locations_limit", before)
 
 
-def _run_source(about: dict[str, Any]) -> str:
+def _run_source(about: dict[str, Any], packed: bool) -> str:
     """A script that prints classes if the only output is (batch, classes)."""
     outputs = list(about["outputs"].values())
     classes = len(outputs) == 1 and len(outputs[0]["shape"]) == 2
     text, arguments, ending = RUN_CLASSES if classes else RUN_OUTPUTS
     array = list(about["inputs"]) == [INPUT]
-    return RUN_SOURCE % (text.format(ending="npy" if array else "npz"), arguments, ending)
+    usage, read = text.format(ending="npy" if array else "npz"), READ_PACKED if packed else READ
+    return RUN_SOURCE % (usage, read[0], arguments, read[1], ending)
 
 
 def _about(model: nn.Module, program: bytes, options: dict[str, Any]) -> dict[str, Any]:

@@ -317,8 +317,8 @@ CASES = [
 
 
 def pytest_generate_tests(metafunc):
-    """Tests in test_conformance.py take every `case`, or `one` for each scheme."""
-    if metafunc.module.__name__.endswith("test_conformance"):
+    """Tests of conformance and of quantised banks take every `case`, or `one` for each scheme."""
+    if metafunc.module.__name__.endswith(("test_conformance", "test_compressed")):
         if "case" in metafunc.fixturenames:
             metafunc.parametrize("case", CASES, ids=str)
         if "one" in metafunc.fixturenames:
