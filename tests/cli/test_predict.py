@@ -34,7 +34,8 @@ def test_each_picture_gets_its_class_and_a_drawing(loaded, trained, pictures, tm
     assert [line["class"] for line in lines] == np.argmax(logits, axis=-1).tolist()
     for line in lines:
         assert line["score"] == line["top5"][0]["score"] and len(line["top5"]) == 5
-        assert Image.open(line["picture"]).size[0] > 100
+        with Image.open(line["picture"]) as drawing:
+            assert drawing.size[0] > 100
 
 
 def test_without_pictures_nothing_is_written(trained, pictures, tmp_path, capsys):
@@ -66,7 +67,8 @@ def test_boxes_are_told_and_drawn_in_pixels_of_the_picture(tmp_path):
     }
     white = np.full((40, 60, 3), 255, np.uint8)
     draw_prediction(white, task, description, tmp_path / "boxes.png")
-    drawn = np.asarray(Image.open(tmp_path / "boxes.png").convert("RGB")).astype(int)
+    with Image.open(tmp_path / "boxes.png") as drawing:
+        drawn = np.asarray(drawing.convert("RGB")).astype(int)
     coloured = np.abs(drawn - drawn.mean(axis=-1, keepdims=True)).max(axis=-1) > 40
     rows, columns = np.nonzero(coloured)
     height, width = coloured.shape
