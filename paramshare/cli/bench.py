@@ -4,6 +4,7 @@ import argparse
 import json
 from typing import Any
 
+from paramshare.cli.errors import CommandError
 from paramshare.ops import FORMS
 
 WHATS = ("step", "forward", "baked", "generation")  # as in training/bench.py, not loaded for --help
@@ -31,9 +32,11 @@ def add(command: Any) -> None:
     bench.add_argument("--batch-size", type=int, default=64, metavar="N")
     bench.add_argument("--input-shape", type=int, nargs=3, metavar=("H", "W", "C"))
     bench.add_argument("--num-classes", type=int, metavar="N")
-    bench.add_argument("--bfloat16", action="store_true", help="compute in bfloat16")
+    bench.add_argument(
+        "--bfloat16", action="store_true", help="compute in bfloat16; kernels are made in float32"
+    )
     bench.add_argument("--devices", type=int, metavar="N", help="of a step; all by default")
-    bench.add_argument("--mapping", choices=("pmap", "shard_map"), default="pmap")
+    bench.add_argument("--mapping", choices=("pmap", "shard_map"), help="of a step")
     bench.add_argument(
         "--ops",
         nargs="+",
@@ -48,6 +51,16 @@ def add(command: Any) -> None:
 def _bench(args: argparse.Namespace, overrides: list[str]) -> int:
     from paramshare.training.bench import bench
 
+    for option, value in (("--devices", args.devices), ("--mapping", args.mapping)):
+        if value is not None and "step" not in args.what:
+            raise CommandError(
+                f"{option} is {value}, but concerns training steps only; leave it out, or add step "
+                "to --what"
+            )
+    if args.bfloat16 and args.what == ["generation"]:
+        raise CommandError(
+            "--bfloat16 does not concern generation, which makes kernels in float32; leave it out"
+        )
     results = []
     for what in args.what:
         result = bench(
@@ -58,7 +71,7 @@ def _bench(args: argparse.Namespace, overrides: list[str]) -> int:
             num_classes=args.num_classes,
             bfloat16=args.bfloat16,
             devices=args.devices,
-            mapping=args.mapping,
+            mapping=args.mapping or "pmap",
             forms=args.ops,
             rounds=args.rounds,
         )

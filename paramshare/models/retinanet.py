@@ -101,7 +101,7 @@ class Head(nn.Module):
         for conv in self.convs:
             x_BxHxWxC = nn.relu(conv(x_BxHxWxC))
         y = self.predict(x_BxHxWxC).astype(jnp.float32)
-        return y.reshape(len(y), -1, self.outputs)
+        return y.reshape(y.shape[0], -1, self.outputs)
 
 
 class RetinaNet(nn.Module):

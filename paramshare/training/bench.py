@@ -225,10 +225,11 @@ def _run(
     """The trainer's run on a data set of one random batch."""
     images = jnp.zeros((1, *shape))
     outputs = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images)[0])
-    if outputs.ndim != 2:
+    if not isinstance(outputs, jax.ShapeDtypeStruct) or outputs.ndim != 2:
+        shapes = jax.tree.map(lambda leaf: leaf.shape[1:], outputs)
         raise BenchError(
-            f"{name} has outputs of shape {outputs.shape[1:]}, not one for each class; its step "
-            "cannot be measured on random labels; measure forward"
+            f"{name} has outputs of shape {shapes}, not one for each class; its step cannot be "
+            "measured on random labels; measure forward"
         )
     generator = np.random.default_rng(0)
     inputs = generator.integers(0, 256, (batch_size, *shape), np.uint8)

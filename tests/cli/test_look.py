@@ -140,5 +140,13 @@ def test_bench_prints_a_table_or_json(capsys):
     assert main([*words, "--what", "generation", "--json"]) == 0
     (result,) = json.loads(capsys.readouterr().out)
     assert [x["name"] for x in result["timings"]][-1].startswith("copy of ")
-    assert main([*words, "--rounds", "0"]) == 2
-    assert "0 rounds" in capsys.readouterr().err
+    for wrong, message in (
+        (["--rounds", "0"], "0 rounds"),
+        (["--what", "forward", "--devices", "1"], "--devices is 1, but concerns training steps"),
+        (["--what", "generation", "--mapping", "pmap"], "--mapping is pmap, but concerns"),
+        (["--what", "generation", "--bfloat16"], "--bfloat16 does not concern generation"),
+    ):
+        assert main([*words, *wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["bench", "retinanet-resnet8-head4x1", "--input-shape", "32", "32", "3"]) == 2
+    assert "measure forward" in capsys.readouterr().err
