@@ -121,7 +121,11 @@ TRAINABLE = {
 
 
 def test_every_recipe_is_in_the_table():
-    assert {file.stem for file in FILES} - {"quickstart", "fashion_mnist"} == set(TRAINABLE)
+    assert {file.stem for file in FILES} - {
+        "quickstart",
+        "fashion_mnist",
+        "detection_small",  # of a folder of the user's
+    } == set(TRAINABLE)
 
 
 def prepared(name: str, monkeypatch: Any = None) -> Any:
@@ -189,7 +193,7 @@ def test_recipe_is_documented_and_survives_storing(file):
     ]
     docstring = " ".join(file.read_text().split('"""')[1].split())
     assert f"paramshare train experiments/recipes/{file.name} --workdir runs/" in docstring
-    if "trainable parameters" in docstring:
+    if "trainable parameters" in docstring and file.stem in TRAINABLE:
         assert f"{TRAINABLE[file.stem]:,} trainable parameters" in docstring
 
 

@@ -2,6 +2,10 @@
 
 Command   paramshare train experiments/recipes/detection_small.py --workdir runs/detection \
               --data.path FOLDER
+Time      about 5 minutes on 2 CPU cores for 205 images
+Result    AP 34.1%, AP50 57.8% on the 72 test images of BCCD, blood cells (one seed); 574,591
+          trainable parameters with its three categories
+Source    our choice; Kang & Kim's detector and schedule are not known to us
 """
 
 from paramshare.data import Coco
@@ -15,7 +19,7 @@ config = Config(
     optimizer=Optimizer("adam", learning_rate=2e-3, weight_decay=0.0, clip_norm=10.0),
     schedule=Schedule("cosine", warmup_epochs=2),
     penalty=Penalty(orthogonality=1.0),
-    epochs=25,
+    epochs=30,
     batch_size=16,
     validate_every=5,
     similarity_every=0,
