@@ -13,9 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-import torchvision
-from torchvision.models.detection.image_list import ImageList
+import torch  # pyright: ignore[reportMissingImports]
+import torchvision  # pyright: ignore[reportMissingImports]
+from torchvision.models.detection.image_list import (  # pyright: ignore[reportMissingImports]
+    ImageList,
+)
 
 from paramshare.models import RetinaNet
 from paramshare.tasks import Detection

@@ -1,5 +1,8 @@
 """Digits on canvases: boxes surround what is drawn."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,7 +13,7 @@ from paramshare.data.idx_files import write
 DIGITS = np.random.default_rng(0).integers(0, 256, (5, 8, 8)).astype(np.uint8)
 
 
-def draw(drawing, seed=0, indices=range(30)):
+def draw(drawing, seed=0, indices: Sequence[int] = range(30)):
     return drawing.draw(DIGITS, np.arange(5), seed, indices)
 
 
@@ -61,7 +64,7 @@ def test_the_set_keeps_test_digits_apart(tmp_path):
         validation=0.1,
         drawing=Drawing(size=32, most=1),
     )
-    data = config.load()
+    data: Any = config.load()
     assert (len(data.train), len(data.validation), len(data.test)) == (20, 2, 5)
     assert data.task.categories == ("0", "1")
     for source, full in ((data.train, True), (data.validation, True), (data.test, False)):

@@ -1,5 +1,7 @@
 """RetinaNet: published size, levels, heads that all levels share."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +24,7 @@ def shapes(model, size=64, **options):
 def test_it_has_the_size_of_torchvisions():
     """34,014,999 for 91 classes, where batch norms are frozen and do not count."""
     _, variables = shapes(RetinaNet(resnet(50, num_classes=None), num_classes=91), 256)
-    leaves = flatten_dict(variables["params"], sep="/")
+    leaves: Any = flatten_dict(variables["params"], sep="/")
     size = sum(leaf.size for path, leaf in leaves.items() if "bn" not in path)
     assert size == 34_014_999
 

@@ -1,6 +1,7 @@
 """What each augmentation does to pixels, and that it does so example by example."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -156,8 +157,8 @@ def test_mistakes_raise_errors(call, words):
 
 
 def test_colours_change_by_the_factors_of_the_draw():
-    image = np.random.default_rng(0).integers(40, 120, (3, 4, 4, 3)).astype(np.float32)
-    one = np.ones((3, 3), np.float32)
+    image: Any = np.random.default_rng(0).integers(40, 120, (3, 4, 4, 3)).astype(np.float32)
+    one: Any = np.ones((3, 3), np.float32)
     np.testing.assert_allclose(augment.recolour(image, one), image, atol=1e-4)
     brighter = augment.recolour(image, one * [[2.0, 1.0, 1.0]])
     np.testing.assert_allclose(brighter, np.clip(2 * image, 0, 255), atol=1e-4)
@@ -184,7 +185,7 @@ def test_new_draws_leave_the_others_as_they_were():
 def test_a_zoom_is_the_resized_image():
     image = np.zeros((1, 16, 16, 1), np.float32)
     image[:, 4:8, 4:8] = 1
-    twice = augment.zoom(image, np.array([2.0]), np.array([[-5.0, -4.0]]))
+    twice = augment.zoom(jnp.asarray(image), jnp.array([2.0]), jnp.array([[-5.0, -4.0]]))
     assert np.asarray(twice)[0, 4:10, 5:11, 0].min() == 1  # inner pixels of rows 3-11, columns 4-12
     assert float(jnp.sum(twice)) == pytest.approx(64, rel=0.01)
 

@@ -1,5 +1,7 @@
 """A shared detector trains, resumes, is evaluated and exported like any other network."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -76,7 +78,7 @@ def test_the_exported_program_gives_the_outputs(data, trained, tmp_path):
         bytearray((tmp_path / "out" / "program.jaxexport").read_bytes())
     )
     stored = dict(np.load(tmp_path / "out" / "variables.npz"))
-    actual = program.call(stored, inputs)
+    actual: Any = program.call(stored, inputs)
     assert set(actual) == {"logits", "offsets", "anchors"}
     for name, value in actual.items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-4)
