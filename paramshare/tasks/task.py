@@ -107,6 +107,18 @@ class Task:
         del outputs, labels
         return {}
 
+    def views(self, inputs: jax.Array) -> list[jax.Array]:
+        """What the network is shown of each input in evaluation, such as its mirror image too.
+
+        Args:
+          inputs: (B, ...), as the network takes them.
+        """
+        return [inputs]
+
+    def merge(self, outputs: list[Any]) -> Any:
+        """The outputs for the inputs, from the outputs for each of their `views`."""
+        return outputs[0]
+
     def statistics(self, outputs: Any, inputs: jax.Array, labels: Any) -> Any:
         """Per-example statistics collected during evaluation, for `reduce`.
 

@@ -228,7 +228,8 @@ def make_eval_step(run: Run) -> Callable[[Any, None, Batch], dict[str, Any]]:
     @ops.form(run.config.ops)
     def eval_step(variables: Any, data: None, batch: Batch) -> dict[str, Any]:
         inputs, labels = batch["input"], batch["label"]
-        outputs = model.apply(variables, run.data.normalise(inputs), train=False)
+        views = task.views(run.data.normalise(inputs))
+        outputs = task.merge([model.apply(variables, view, train=False) for view in views])
         values = {
             "losses": task.losses(outputs, labels, train=False),
             "statistics": task.statistics(outputs, inputs, labels),
