@@ -73,11 +73,11 @@ def average_precision(
     if not truth:
         return dict.fromkeys(names, float("nan"))
     coco = library.COCO({"images": images, "categories": kinds, "annotations": truth})
-    evaluator = library.COCOeval_faster(coco, coco.loadRes(found), "bbox")
-    evaluator.run()
+    scored = library.COCOeval_faster(coco, coco.loadRes(found), "bbox")
+    scored.run()
     # (thresholds, recalls, categories, areas, detections): all areas, 100 detections.
-    precision_TxRxK = evaluator.eval["precision"][:, :, :, 0, -1]
-    values = [*evaluator.stats[:6], evaluator.stats[8]] + [
+    precision_TxRxK = scored.eval["precision"][:, :, :, 0, -1]
+    values = [*scored.stats[:6], scored.stats[8]] + [
         float(np.mean(precision_TxRxK[:, :, k])) for k in range(len(categories))
     ]
     values = [float("nan") if value < 0 else float(value) for value in values]

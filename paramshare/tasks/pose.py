@@ -196,9 +196,9 @@ class Pose(Task):
                 f"{self.image_size}; make it {tuple(input_shape[:2])}"
             )
         joints, shape = len(self.joints), getattr(outputs, "shape", ())
-        if len(shape) == 5 and shape[4] == joints:
-            if 1 <= shape[2] <= input_shape[0] and 1 <= shape[3] <= input_shape[1]:
-                return
+        fits = len(shape) == 5 and shape[4] == joints
+        if fits and shape[2] <= input_shape[0] and shape[3] <= input_shape[1]:
+            return
         found = jax.tree.map(lambda leaf: tuple(leaf.shape), outputs)
         raise TaskError(
             f"the outputs of the network have the shape {found}; the task 'pose' needs heatmaps of "
