@@ -16,6 +16,7 @@ from paramshare.models.layers import (
     nearest,
 )
 
+SMALL = nn.initializers.normal(0.001)  # heatmaps are 0 almost everywhere
 MOST_STAGES, MOST_DEPTH = 64, 10
 
 
@@ -102,7 +103,7 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> tuple[jax.Array, jax.Array]:
         y = SubNetwork(self.conv, self.norm, self.features, self.depth, name="hourglass")(x_BxHxWxC)
-        heatmap = self.conv(self.joints, 1, bias=True, name="predict")(y)
+        heatmap = self.conv(self.joints, 1, bias=True, kernel_init=SMALL, name="predict")(y)
         if self.last:
             return y, heatmap
         merged = self.conv(self.features, 1, name="merge_features")(y)
