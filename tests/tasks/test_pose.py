@@ -30,7 +30,7 @@ def task_of(joints=BODY, **options):
 
 
 def labels_of(joint_NxJx2, scale=1.0, offset=0.0, **given):
-    joint = np.asarray(joint_NxJx2, np.float32)
+    joint = np.array(joint_NxJx2, np.float32)
     count, joints = joint.shape[:2]
     low, high = joint.min(axis=1), joint.max(axis=1)
     box = np.concatenate([low, high], axis=1) / scale + offset
@@ -49,7 +49,8 @@ def labels_of(joint_NxJx2, scale=1.0, offset=0.0, **given):
 def people(count=3, joints=BODY):
     """People side by side, each shifted by some pixels."""
     place = np.array([PLACES[name] for name in joints], np.float32)
-    return np.stack([place + [3 * i - 4, i] for i in range(count)])
+    shift = np.array([3.0, 1.0], np.float32)
+    return np.stack([place - 2 + shift * i for i in range(count)])
 
 
 def painted(task, joint, size=16, stages=2):
