@@ -292,11 +292,11 @@ class Pose(Task):
         found = jax.vmap(lambda heatmap: heatmaps.peaks(heatmap, self.image_size))(outputs[:, -1])
         return {"joint": found.joint_Jx2, "score": found.height_J}
 
-    def views(self, inputs: jax.Array) -> list[jax.Array]:
+    def views(self, inputs: jax.Array) -> jax.Array:
         """The inputs and, for the flip test, their mirror images."""
-        return [inputs, inputs[:, :, ::-1]] if self._flips else [inputs]
+        return jnp.stack([inputs, inputs[:, :, ::-1]]) if self._flips else inputs[None]
 
-    def merge(self, outputs: list[Any]) -> Any:
+    def merge(self, outputs: Any) -> Any:
         """The mean of the heatmaps of the inputs and of their mirror images, mirrored back."""
         if not self._flips:
             return outputs[0]

@@ -51,12 +51,12 @@ def pose_networks() -> tuple[Family, ...]:
     """
     shared = "human pose, stacked hourglasses of this width"
     rows = (
-        ("", "each with its own weights", ("hourglass2-64", "hourglass8-256"), plain(Hourglass)),
+        ("", "each with its own weights", ("hourglass2-64",), plain(Hourglass)),
         ("-tied", "all with the same kernels", ("hourglass2-64-tied",), tied_hourglass),
         (
             "-rpg-{ring_size}",
             "all kernels from one ring of this size",
-            ("hourglass2-64-rpg-190464", "hourglass8-256-rpg-3047424"),
+            ("hourglass2-64-rpg-190464", "hourglass2-256-rpg-3047424"),
             ring_hourglass,
         ),
         (
