@@ -1,5 +1,7 @@
 """Stacked hourglasses: sizes, resolutions, what stages share, gradients through all stages."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,7 @@ def test_heatmaps_of_all_stages(stem, stride, size):
 
 def test_all_hourglasses_have_the_same_kernels():
     _, variables = shapes(Hourglass(3, 8, num_classes=5, depth=2))
-    leaves = flatten_dict(variables["params"], sep="/")
+    leaves: dict[str, Any] = flatten_dict(variables["params"], sep="/")
     stages = [
         {
             path.removeprefix(f"stage{n}/hourglass/"): leaf.shape
@@ -123,10 +125,10 @@ def test_tied_stages_have_the_same_kernels():
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), shapes)
     dense = model.expand(variables)["params"]
-    one, two = (flatten_dict(dense[f"stage{n}"]["hourglass"]) for n in (1, 2))
+    one, two = [dict[Any, Any](flatten_dict(dense[f"stage{n}"]["hourglass"])) for n in (1, 2)]
     assert one.keys() == two.keys()
     for path in one:  # batch norms are private
-        assert bool((one[path] == two[path]).all()) == (path[-1] == "kernel")
+        assert np.array_equal(one[path], two[path]) == (path[-1] == "kernel")
 
 
 def test_rings_of_stages_must_have_whole_sizes():

@@ -1,5 +1,7 @@
 """The pose task: heatmaps, losses, measures, mirror images and augmentation with known answers."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,7 +63,7 @@ def painted(task, joint, size=16, stages=2):
     return jnp.stack([maps] * stages, axis=1)
 
 
-def measures(task, detected, labels, score=0.9):
+def measures(task, detected, labels, score: Any = 0.9):
     """The measures of poses in pixels of the input."""
 
     def original(joint):
