@@ -195,7 +195,8 @@ class Pose(Task):
                 f"inputs have shape {tuple(input_shape)}, but the task 'pose' has image_size "
                 f"{self.image_size}; make it {tuple(input_shape[:2])}"
             )
-        joints, shape = len(self.joints), tuple(getattr(outputs, "shape", ()))
+        joints = len(self.joints)
+        shape: tuple[int, ...] = getattr(outputs, "shape", ())
         fits = len(shape) == 5 and shape[4] == joints
         if fits and shape[2] <= input_shape[0] and shape[3] <= input_shape[1]:
             return

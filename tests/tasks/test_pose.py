@@ -146,6 +146,7 @@ def test_every_stage_has_its_own_loss():
     outputs = painted(task, people()).at[:, 1].set(0)
     losses = task.losses(outputs, labels, train=False)
     assert float(losses["stage1"].max()) < 1e-6 < 0.9 < float(losses["stage2"].min())
+    assert float(task.decode(outputs)["score"].max()) == 0  # joints are read off the last stage
 
 
 def test_joints_that_are_not_visible_or_not_in_the_image_have_no_loss():
@@ -263,13 +264,23 @@ def test_average_precision_follows_object_keypoint_similarity(similarity, ap):
     assert measures(Pose(COCO), moved, labels)["ap"] == pytest.approx(ap)
 
 
-def test_people_of_one_image_are_told_apart():
+def test_poses_are_matched_to_the_people_of_an_image():
+    """Each pose is that of the other person: right in one image, wrong in two."""
     labels = standing(2)
+    other = labels["joint"][[1, 0]]
+    assert measures(Pose(COCO), other, labels)["ap"] == 0
     labels["image"][:] = 5
-    assert measures(Pose(COCO), labels["joint"], labels)["ap"] == 1
-    wrong = labels["joint"][[0, 0]]
-    score = np.array([[0.9], [0.8]])
-    assert measures(Pose(COCO), wrong, labels, score)["ap"] == pytest.approx(51 / 101)
+    assert measures(Pose(COCO), other, labels)["ap"] == 1
+
+
+def test_average_precision_ranks_poses_by_their_scores():
+    """A wrong pose ahead of a right one of another image: precision 1/2 up to recall 1/2."""
+    labels = standing(2)
+    joint = labels["joint"].copy()
+    joint[0] += 1000
+    for scores, ap in (((0.9, 0.8), 51 / 101 / 2), ((0.8, 0.9), 51 / 101)):
+        score = np.array(scores, np.float32)[:, None]
+        assert measures(Pose(COCO), joint, labels, score)["ap"] == pytest.approx(ap)
 
 
 # --- Augmentation
