@@ -20,9 +20,9 @@ from paramshare.training.config import Config, Model, Optimizer, Schedule
 config = Config(
     model=Model("hourglass2-64-rpg-190464"),
     data=Coco(task="pose", image_size=96),
-    augment=Augment(flip=True, zoom=(0.8, 1.25), colour=0.2),
+    augment=Augment(flip=True, zoom=(0.85, 1.2)),
     optimizer=Optimizer("adam", learning_rate=2e-3, weight_decay=0.0),
     schedule=Schedule("cosine", warmup_epochs=1),
     epochs=10,
-    batch_size=32,
+    batch_size=16,
 )

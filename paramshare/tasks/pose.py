@@ -196,10 +196,10 @@ class Pose(Task):
                 f"{self.image_size}; make it {tuple(input_shape[:2])}"
             )
         joints = len(self.joints)
-        shape: tuple[int, ...] = getattr(outputs, "shape", ())
-        fits = len(shape) == 5 and shape[4] == joints
-        if fits and shape[2] <= input_shape[0] and shape[3] <= input_shape[1]:
-            return
+        if getattr(outputs, "ndim", 0) == 5:
+            _, _, height, width, maps = outputs.shape
+            if maps == joints and height <= input_shape[0] and width <= input_shape[1]:
+                return
         found = jax.tree.map(lambda leaf: tuple(leaf.shape), outputs)
         raise TaskError(
             f"the outputs of the network have the shape {found}; the task 'pose' needs heatmaps of "
