@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from types import ModuleType
 
 # Many tests and processes compile the same programs; they share one compilation cache.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -117,12 +118,23 @@ def equal_runs_share_programs():
     PROGRAMS.clear()
 
 
+def module(file: str) -> ModuleType:
+    """A module in a folder of tests, which is no package."""
+    path = pathlib.Path(__file__).parent / file
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    loaded = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
 @pytest.fixture(scope="session")
 def ragged():
     """The module `tests/tasks/ragged.py`: a task with ragged labels, its data and its network."""
-    path = pathlib.Path(__file__).parent / "tasks" / "ragged.py"
-    spec = importlib.util.spec_from_file_location("ragged", path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["ragged"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module("tasks/ragged.py")
+
+
+@pytest.fixture(scope="session")
+def coco():
+    """The module `tests/data/coco_folders.py`: small folders in the format of COCO."""
+    return module("data/coco_folders.py")

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,11 +25,19 @@ from paramshare.cli import run_command
 from paramshare.cli.overrides import add_options
 from paramshare.cli.parsing import Parser
 from paramshare.cli.train import add_own_options
-from paramshare.data import Canvases, Curriculum, Grids
+from paramshare.data import Canvases, Coco, Curriculum, Grids
 from paramshare.data.grid_problems import smallest_window
 from paramshare.data.sets.grids import fixed_set
+from paramshare.tasks.keypoints import SIGMAS
 from paramshare.training import run as training_run
-from paramshare.training.config import ConfigError, differences, from_json, load_file, to_json
+from paramshare.training.config import (
+    ConfigError,
+    Model,
+    differences,
+    from_json,
+    load_file,
+    to_json,
+)
 from paramshare.training.loop import train
 from paramshare.training.optimizer import learning_rate
 from paramshare.training.run import prepare
@@ -70,6 +79,14 @@ TINY = Curriculum(
 )
 
 
+@pytest.fixture(scope="module")
+def people(coco, tmp_path_factory) -> str:
+    """A folder of people with COCO's joints: a data set for recipes that need a folder."""
+    folder = tmp_path_factory.mktemp("people")
+    part = coco.standing(5, SIGMAS)
+    return str(coco.make(folder, train=part, val=part))
+
+
 @pytest.mark.parametrize("name", SMALLER)
 def test_runs_on_mock_data(name, tmp_path):
     config = load_file(of(name))
@@ -99,6 +116,29 @@ def test_runs_on_mock_data(name, tmp_path):
     assert result.steps == 1 and np.isfinite(result.last.loss)
 
 
+class Pixelwise(nn.Module):
+    """Heatmaps of one stage, each a weighted sum of the colours; the network is not the point."""
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
+        return nn.Dense(len(SIGMAS))(x_BxHxWxC[:, None, ::4, ::4])
+
+
+def test_a_recipe_of_poses_runs_on_a_folder(people, tmp_path):
+    config = load_file(of("pose_small"))
+    config = dataclasses.replace(
+        config,
+        model=Model(),
+        data=dataclasses.replace(config.data, path=people, image_size=32),
+        schedule=dataclasses.replace(config.schedule, warmup_epochs=0.0),
+        epochs=1,
+        batch_size=4,
+    )
+    devices = jax.devices()[:1]
+    result = train(config, tmp_path / "run", model=Pixelwise(), devices=devices, quiet=True)
+    assert result.steps == 1 and np.isfinite(result.last.loss) and result.score.name == "ap"
+
+
 # specs: trainable parameters of the recipes' networks, without batch statistics
 TRAINABLE = {
     "cifar10_swrn": 17_125_630,
@@ -117,6 +157,9 @@ TRAINABLE = {
     "shortest_paths_reduced": 2 * 16 + 10 * (9 * 16 * 16 + 2 * 16 + 10) + 16 + 1,
     # the stages of resnet20-s16u1, a 7x7 stem, pyramid and heads of width 64
     "canvases_retinanet": 572_582,
+    # a ring, and what is private, for 17 joints; the rings are as large as one hourglass
+    "pose_small": 190_464 + 38_866,
+    "coco_pose": 3_047_424 + 459_490,
 }
 
 
@@ -128,7 +171,7 @@ def test_every_recipe_is_in_the_table():
     } == set(TRAINABLE)
 
 
-def prepared(name: str, monkeypatch: Any = None) -> Any:
+def prepared(name: str, folder: str = "", monkeypatch: Any = None) -> Any:
     """The run of a recipe, on a mock of its data; its network is traced once at most."""
     config = load_file(of(name))
     if isinstance(config.data, Grids):  # the step does not depend on the number of problems
@@ -140,6 +183,8 @@ def prepared(name: str, monkeypatch: Any = None) -> Any:
     if isinstance(config.data, Canvases):
         small = dataclasses.replace(config.data, examples=1, tests=1)
         config = dataclasses.replace(config, data=small)
+    if isinstance(config.data, Coco):
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=folder))
 
     def variables(model: Any, name: str, data: Any) -> tuple[Any, str]:
         x = jax.ShapeDtypeStruct((1, *data.input_shape), jnp.float32)
@@ -152,8 +197,8 @@ def prepared(name: str, monkeypatch: Any = None) -> Any:
 
 
 @pytest.mark.parametrize("name", TRAINABLE)
-def test_the_network_has_its_published_size(name, monkeypatch):
-    assert prepared(name, monkeypatch).model.layout.trainable == TRAINABLE[name]
+def test_the_network_has_its_published_size(name, people, monkeypatch):
+    assert prepared(name, people, monkeypatch).model.layout.trainable == TRAINABLE[name]
 
 
 def test_the_training_step_is_sound_at_full_size():
@@ -217,6 +262,8 @@ def test_recipe_is_documented_and_survives_storing(file):
         # spec of the algorithmic task: .01, with Adam; that it stays so is ours
         ("shortest_paths", {0: 0.01, 49: 0.01, 50: 0.01, 125: 0.01, 249: 0.01}),
         ("shortest_paths_reduced", {0: 0.01, 40: 0.01, 79: 0.01}),
+        # Xiao et al. 2018
+        ("coco_pose", {0: 1e-3, 89: 1e-3, 90: 1e-4, 120: 1e-5, 139: 1e-5}),
     ],
 )
 def test_learning_rates_of_the_recipes(name, rates):
@@ -256,7 +303,7 @@ def study(name: str, monkeypatch, *args: Any) -> dict[str, Any]:
 
 
 GRIDS = """
-from paramshare.data import Canvases, Curriculum, Grids
+from paramshare.data import Canvases, Coco, Curriculum, Grids
 from paramshare.training.config import Config, Model, Optimizer, Schedule
 
 curriculum = Curriculum(

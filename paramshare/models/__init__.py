@@ -1,6 +1,7 @@
 """Plain Flax networks, written without any weight sharing."""
 
 from paramshare.models.densenet import DenseNet
+from paramshare.models.hourglass import Hourglass
 from paramshare.models.layers import ModelError
 from paramshare.models.mobilenet import MobileNetV2
 from paramshare.models.path_net import PathNet
@@ -13,6 +14,7 @@ from paramshare.models.wide_resnet import WideResNet
 __all__ = [
     "VGG",
     "DenseNet",
+    "Hourglass",
     "MobileNetV2",
     "ModelError",
     "PathNet",

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from paramshare import ops
 from paramshare.errors import ParamshareError
@@ -78,6 +79,21 @@ def stem_pool(x_BxHxWxC: jax.Array) -> jax.Array:
     """The 3x3 max-pool of stride 2 of the ImageNet stems."""
     padding: Any = [(1, 1), (1, 1)]  # Flax annotates it as str alone
     return nn.max_pool(x_BxHxWxC, (3, 3), (2, 2), padding)
+
+
+def nearest(x_BxHxWxC: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """Enlarges feature maps to (height, width) by repeating their entries.
+
+    Example:
+      >>> nearest(jnp.arange(2.0).reshape(1, 1, 2, 1), (2, 3))[0, :, :, 0].tolist()
+      [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]
+    """
+    height, width = x_BxHxWxC.shape[1:3]
+    if size == (2 * height, 2 * width):  # much faster than a gather
+        return jnp.repeat(jnp.repeat(x_BxHxWxC, 2, axis=1), 2, axis=2)
+    rows = jnp.arange(size[0]) * height // size[0]
+    columns = jnp.arange(size[1]) * width // size[1]
+    return x_BxHxWxC[:, rows][:, :, columns]
 
 
 class Stage(nn.Module):

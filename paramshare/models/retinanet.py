@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from paramshare.models.anchors import PER_PLACE, anchors
-from paramshare.models.layers import ModelError, check_images, convolution
+from paramshare.models.layers import ModelError, check_images, convolution, nearest
 from paramshare.models.resnet import ResNet
 
 PRIOR = 0.01  # probability of every class at initialisation, at every anchor
@@ -52,21 +52,6 @@ class Pyramid(nn.Module):
             levels.insert(0, conv(3, 1, f"output{number}")(x))
         coarse = conv(3, 2, "extra1")(levels[-1] if self.coarsest == "output" else features[-1])
         return [*levels, coarse, conv(3, 2, "extra2")(nn.relu(coarse))]
-
-
-def nearest(x_BxHxWxC: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    """Enlarges feature maps to (height, width) by repeating their entries.
-
-    Example:
-      >>> nearest(jnp.arange(2.0).reshape(1, 1, 2, 1), (2, 3))[0, :, :, 0].tolist()
-      [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]
-    """
-    height, width = x_BxHxWxC.shape[1:3]
-    if size == (2 * height, 2 * width):  # much faster than a gather
-        return jnp.repeat(jnp.repeat(x_BxHxWxC, 2, axis=1), 2, axis=2)
-    rows = jnp.arange(size[0]) * height // size[0]
-    columns = jnp.arange(size[1]) * width // size[1]
-    return x_BxHxWxC[:, rows][:, :, columns]
 
 
 class Head(nn.Module):

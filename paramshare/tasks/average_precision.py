@@ -43,12 +43,7 @@ def average_precision(
       >>> average_precision(detected, labels, ["cat"])["ap"]
       1.0
     """
-    try:
-        library: Any = importlib.import_module("faster_coco_eval")
-    except ModuleNotFoundError as error:
-        raise TaskError(
-            'average precision needs faster-coco-eval; run `pip install "paramshare[train]"`'
-        ) from error
+    library = evaluator()
     scale_Nx1x4 = np.tile(np.asarray(labels["scale"], np.float64), 2)[:, None]
     images = [{"id": i + 1} for i in range(len(scale_Nx1x4))]
     kinds = [{"id": k + 1, "name": name} for k, name in enumerate(categories)]
@@ -78,15 +73,29 @@ def average_precision(
     if not truth:
         return dict.fromkeys(names, float("nan"))
     coco = library.COCO({"images": images, "categories": kinds, "annotations": truth})
-    evaluator = library.COCOeval_faster(coco, coco.loadRes(found), "bbox")
-    evaluator.run()
+    scored = library.COCOeval_faster(coco, coco.loadRes(found), "bbox")
+    scored.run()
     # (thresholds, recalls, categories, areas, detections): all areas, 100 detections.
-    precision_TxRxK = evaluator.eval["precision"][:, :, :, 0, -1]
-    values = [*evaluator.stats[:6], evaluator.stats[8]] + [
+    precision_TxRxK = scored.eval["precision"][:, :, :, 0, -1]
+    values = [*scored.stats[:6], scored.stats[8]] + [
         float(np.mean(precision_TxRxK[:, :, k])) for k in range(len(categories))
     ]
     values = [float("nan") if value < 0 else float(value) for value in values]
     return dict(zip(names, values, strict=True))
+
+
+def evaluator() -> Any:
+    """The library faster-coco-eval.
+
+    Raises:
+      TaskError: if it is not installed.
+    """
+    try:
+        return importlib.import_module("faster_coco_eval")
+    except ModuleNotFoundError as error:
+        raise TaskError(
+            'average precision needs faster-coco-eval; run `pip install "paramshare[train]"`'
+        ) from error
 
 
 def _rows(

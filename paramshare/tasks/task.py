@@ -108,6 +108,21 @@ class Task:
         del outputs, labels
         return {}
 
+    def views(self, inputs: jax.Array) -> jax.Array:
+        """What the network is shown of each input in evaluation, such as its mirror image too.
+
+        Args:
+          inputs: (B, ...), as the network takes them.
+
+        Returns:
+          (V, B, ...): V views of each input.
+        """
+        return inputs[None]
+
+    def merge(self, outputs: Any) -> Any:
+        """The outputs for the inputs, from those for each of their `views`, (V, B, ...) arrays."""
+        return jax.tree.map(lambda leaf: leaf[0], outputs)
+
     def statistics(self, outputs: Any, inputs: jax.Array, labels: Any) -> Any:
         """Per-example statistics collected during evaluation, for `reduce`.
 

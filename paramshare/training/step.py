@@ -228,7 +228,10 @@ def make_eval_step(run: Run) -> Callable[[Any, None, Batch], dict[str, Any]]:
     @ops.form(run.config.ops)
     def eval_step(variables: Any, data: None, batch: Batch) -> dict[str, Any]:
         inputs, labels = batch["input"], batch["label"]
-        outputs = model.apply(variables, run.data.normalise(inputs), train=False)
+        views = task.views(run.data.normalise(inputs))
+        outputs = model.apply(variables, views.reshape(-1, *views.shape[2:]), train=False)
+        outputs = jax.tree.map(lambda x: x.reshape(*views.shape[:2], *x.shape[1:]), outputs)
+        outputs = task.merge(outputs)
         values = {
             "losses": task.losses(outputs, labels, train=False),
             "statistics": task.statistics(outputs, inputs, labels),

@@ -21,6 +21,7 @@ from paramshare.zoo.family import (
     plain,
 )
 from paramshare.zoo.path import looped_path_net, path_net, ring_path_net, soft_path_net
+from paramshare.zoo.pose import pose_networks
 from paramshare.zoo.repetition import REPEATED, repeated, repeated_vgg, resnet16
 from paramshare.zoo.residual import (
     cifar_resnet,
@@ -262,4 +263,4 @@ GRID_NETWORKS = (
 )
 
 # A name belongs to the first family that has its form and accepts its arguments.
-FAMILIES = (*CLASSIFIERS, *detectors(CLASSIFIERS), *GRID_NETWORKS)
+FAMILIES = (*CLASSIFIERS, *detectors(CLASSIFIERS), *pose_networks(), *GRID_NETWORKS)

@@ -68,6 +68,17 @@ def people(count: int) -> dict[str, Any]:
     return data
 
 
+def standing(count: int, joints: Sequence[str]) -> dict[str, Any]:
+    """Images of one person each, whose joints are in random places of the box."""
+    person = {"id": 1, "name": "person", "keypoints": list(joints), "skeleton": [[1, 2]]}
+    data, rng = part(count, [person]), np.random.default_rng(0)
+    for annotation in data["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        point = np.round(rng.uniform([x, y], [x + w, y + h], (len(joints), 2)), 1)
+        annotation["keypoints"] = np.insert(point, 2, 2, axis=1).ravel().tolist()
+    return data
+
+
 def make(root: pathlib.Path, **parts: dict[str, Any]) -> pathlib.Path:
     """A folder with a JSON and a folder of images for each part."""
     for name, data in parts.items():

@@ -1,10 +1,8 @@
 """Data that several files read, prepared once a session."""
 
 import contextlib
-import importlib.util
 import io
 import pathlib
-import sys
 
 import pytest
 
@@ -33,17 +31,6 @@ def digits(prepared_digits) -> Dataset:
 def data_dir(prepared_digits) -> str:
     """Where they are prepared."""
     return prepared_digits[1]
-
-
-@pytest.fixture(scope="session")
-def coco():
-    """The module `coco_folders.py`: small folders in the format of COCO."""
-    path = pathlib.Path(__file__).parent / "coco_folders.py"
-    spec = importlib.util.spec_from_file_location("coco_folders", path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["coco_folders"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

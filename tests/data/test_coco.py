@@ -154,7 +154,7 @@ def test_joints_are_found_where_they_were_painted(coco, tmp_path):
         file = tmp_path / "train" / image["file_name"]
         coco.paint(file, (40, 20), [x, y, 1, 1], colour=coco.BLUE)  # the pixel from x to x + 1
     set_ = coco.load(tmp_path, task="pose", validation=0, image_size=60)
-    assert set_.task == Pose(joints=("head", "left", "right"), limbs=((0, 2),))
+    assert set_.task == Pose(joints=("head", "left", "right"), limbs=((0, 2),), image_size=(60, 60))
     assert [int(x["label"]["image"]) for x in coco.examples(set_.train)] == [0, 0, 1, 1]
     for person in (0, 2):
         example = set_.train[person]

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from paramshare import create_model
 from paramshare.models import ModelError, ResNet, RetinaNet
-from paramshare.models.retinanet import nearest
+from paramshare.models.layers import nearest
 from paramshare.zoo.residual import resnet
 
 TINY = ResNet((1, 1, 1), (4, 4, 8), num_classes=None, stem="cifar", stem_width=4)

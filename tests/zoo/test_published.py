@@ -147,7 +147,10 @@ def test_named_network(network, images, name):
     trace = network(name, **options)
     shape = options.get("input_shape", default_input_shape(name))
     classes = options.get("num_classes", 1000 if shape[0] == 224 else 10)
-    if name.startswith("retinanet"):
+    if name.startswith("hourglass"):
+        stages = int(name[len("hourglass")])
+        assert trace.outputs == ((1, stages, shape[0] // 4, shape[1] // 4, 17), jnp.float32)
+    elif name.startswith("retinanet"):
         assert {name: (shape[0], shape[2]) for name, (shape, _) in trace.outputs.items()} == {
             "logits": (1, 80),
             "offsets": (1, 4),
@@ -157,7 +160,7 @@ def test_named_network(network, images, name):
         per_cell = "pathnet" in name
         assert trace.outputs == ((1, *shape[:2]) if per_cell else (1, classes), jnp.float32)
     assert trace.collections == {"params", "batch_stats"}
-    promises = re.search(r"^s|-s\d+u|-shared|-rpg|^rep-|-repeat|-loop-|-towers", name)
+    promises = re.search(r"^s|-s\d+u|-shared|-rpg|^rep-|-repeat|-loop-|-towers|-tied", name)
     assert isinstance(trace.model, Shared) == (bool(promises) and "-s0u" not in name)
     if isinstance(trace.model, Shared):
         assert trace.model.layout.plain == trace.plain
@@ -210,6 +213,8 @@ def test_coefficients_of_repeated_vggs(network, n, coefficients):
         "resnet18-x2-repeat",
         "spathnet-10-16-10",
         "pathnet-10-16-loop-1",
+        "hourglass2-64-tied",
+        "hourglass2-64-stage-rpg-190464",
     ],
 )
 def test_the_variables_are_those_that_the_layout_counts(network, name):
@@ -285,6 +290,38 @@ def test_path_nets_by_their_formulas(network, depth, width, period, ring):
         assert [site.path for site in bank.sites] == [
             f"layer{i + 1}/conv/kernel" for i in range(depth)
         ]
+
+
+@pytest.mark.parametrize(("stages", "width", "joints"), [(2, 64, 14), (3, 8, 5)])
+def test_hourglasses_by_their_formulas(network, stages, width, joints):
+    """Kernels of hourglasses of depth 4, which share; stem, batch norms and heatmaps, which do not.
+
+    A residual block from a to b channels has three convolutions and batch norms.
+    """
+
+    def kernels(a: int, b: int) -> int:
+        return a * b // 2 + 9 * (b // 2) ** 2 + b // 2 * b + (a * b if a != b else 0)
+
+    def norms(a: int, b: int) -> int:
+        return 2 * a + 4 * (b // 2)
+
+    quarter, middle = width // 4, width // 2
+    blocks = ((quarter, middle), (middle, middle), (middle, width))
+    stem = 147 * quarter + 2 * quarter + sum(kernels(*x) + norms(*x) for x in blocks)
+    hourglass = 14 * kernels(width, width) + width**2
+    stage = 14 * norms(width, width) + 2 * width + (width + 1) * joints
+    merges = (stages - 1) * (width**2 + joints * width)
+    private = stem + stages * stage + merges
+    name, ring = f"hourglass{stages}-{width}", 30 * stages
+    for suffix, shared in (
+        ("", stages * hourglass),
+        ("-tied", hourglass),
+        (f"-rpg-{ring}", ring),
+        (f"-stage-rpg-{ring}", ring),
+    ):
+        trace = network(name + suffix, num_classes=joints)
+        assert trace.trainable == private + shared
+        assert trace.plain == private + stages * hourglass
 
 
 @pytest.mark.parametrize(

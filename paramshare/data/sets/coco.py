@@ -81,7 +81,8 @@ class Coco(DataConfig):
                 for part, x in images.items()
             }
             group = sources["train"].image
-            task = Pose(joints=annotations["train"].joints, limbs=annotations["train"].limbs)
+            joints, limbs = annotations["train"].joints, annotations["train"].limbs
+            task = Pose(joints=joints, limbs=limbs, image_size=(size, size))
         return from_sources(
             sources["train"],
             sources.get("validation"),

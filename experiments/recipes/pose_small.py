@@ -1,0 +1,28 @@
+"""Human pose on a small folder: two hourglasses, all of whose kernels come from one ring.
+
+Command   paramshare train experiments/recipes/pose_small.py --workdir runs/pose --data.path FOLDER
+          one ring per stage: --model.name hourglass2-64-stage-rpg-190464; the same kernels in both
+          stages: --model.name hourglass2-64-tied; unshared: --model.name hourglass2-64; images of
+          one person each, without cropping: --data.no-person-crop
+Time      TIME
+Result    depends on the folder; it holds keypoints in the format of COCO. With COCO's 17 joints
+          there are 229,330 trainable parameters, as many as with tied stages, instead of 419,794
+Source    our choice. Wang et al. 2021 generate the sub-networks of a pose network from one ring;
+          their network and schedule are not known to us. The network is that of Newell et al. 2016
+          with a quarter of the width and two of the eight stages; joints look left and right
+          mirrored, as there
+"""
+
+from paramshare.data import Coco
+from paramshare.tasks import Augment
+from paramshare.training.config import Config, Model, Optimizer, Schedule
+
+config = Config(
+    model=Model("hourglass2-64-rpg-190464"),
+    data=Coco(task="pose", image_size=96),
+    augment=Augment(flip=True, zoom=(0.85, 1.2)),
+    optimizer=Optimizer("adam", learning_rate=2e-3, weight_decay=0.0),
+    schedule=Schedule("cosine", warmup_epochs=1),
+    epochs=10,
+    batch_size=16,
+)
