@@ -74,7 +74,9 @@ def test_help_shows_the_options_of_the_named_data_set(capsys):
     assert main(["train", "--data.name", "idx", "--help"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "--data.path" in printed and "(default: idx)" in printed
-    assert "Data set: canvases, coco, digits, grids, idx" in printed  # "arrays" cannot be loaded by name
+    assert (
+        "Data set: canvases, coco, digits, grids, idx" in printed
+    )  # "arrays" cannot be loaded by name
 
 
 def test_the_data_sets_name_decides_which_options_there_are(tmp_path):
