@@ -4,13 +4,13 @@ Command   paramshare train experiments/recipes/pose_small.py --workdir runs/pose
           one ring per stage: --model.name hourglass2-64-stage-rpg-190464; the same kernels in both
           stages: --model.name hourglass2-64-tied; unshared: --model.name hourglass2-64; images of
           one person each, without cropping: --data.no-person-crop
-Time      TIME
+Time      about 14 minutes for 3,600 training images on 2 CPU cores that other work shared
 Result    depends on the folder; it holds keypoints in the format of COCO. With COCO's 17 joints
           there are 229,330 trainable parameters, as many as with tied stages, instead of 419,794
 Source    our choice. Wang et al. 2021 generate the sub-networks of a pose network from one ring;
           their network and schedule are not known to us. The network is that of Newell et al. 2016
-          with a quarter of the width and two of the eight stages; joints look left and right
-          mirrored, as there
+          with a quarter of the width and two of the eight stages; evaluation averages heatmaps of
+          an image and its mirror image, as there
 """
 
 from paramshare.data import Coco
