@@ -3,8 +3,8 @@
 Command   paramshare train experiments/recipes/detection_small.py --workdir runs/detection \
               --data.path FOLDER
 Time      6 minutes for 205 images on 2 CPU cores that other work shared
-Result    AP 34.1%, AP50 57.8% on the 72 test images of BCCD, blood cells (one seed); 574,591
-          trainable parameters with its three categories
+Result    AP 34.1%, AP50 57.8% on the 72 test images of BCCD, blood cells (one seed), with 574,591
+          parameters for its three categories
 Source    our choice; Kang & Kim's detector and schedule are not known to us
 """
 

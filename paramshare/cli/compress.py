@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from paramshare.cli.derive import (
     EPILOG,
     add_common_options,
+    derive_run,
     describe,
     load_source,
     target_run,
@@ -66,7 +67,6 @@ def _compress(args: argparse.Namespace, overrides: list[str]) -> int:
     from paramshare.shared import Shared
     from paramshare.storage import write_bytes
     from paramshare.training.compression import further
-    from paramshare.training.derive import derive
     from paramshare.training.workdir import stored_variables
     from paramshare.transform.compress import (
         banks_table,
@@ -94,24 +94,8 @@ def _compress(args: argparse.Namespace, overrides: list[str]) -> int:
         shared, start = quantise(shared, start, settings.bits, settings.method, settings.banks)
     if resume:
         _check_same(args.output, target)
-    origin = {
-        "command": "compress",
-        "workdir": str(args.workdir),
-        "checkpoint": args.checkpoint,
-        "step": step,
-    }
-    derived = derive(
-        run,
-        variables,
-        target,
-        start,
-        reestimate_batches=args.reestimate,
-        workdir=args.output,
-        origin=origin | dataclasses.asdict(settings),
-        fine_tune=args.fine_tune > 0,
-        resume=resume,
-        quiet=args.json,
-    )
+    details = dataclasses.asdict(settings)
+    derived = derive_run(args, run, variables, target, start, step, details, resume=resume)
     final = derived.variables
     if args.output:
         final, step = stored_variables(run_path(args.output), target.shapes, "last")

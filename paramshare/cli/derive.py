@@ -128,7 +128,8 @@ def _fold(args: argparse.Namespace, overrides: list[str]) -> int:
         print(json.dumps(details) if args.json else f"nothing was folded{not_made}")
         return 0
     target = target_run(with_ties(run.config, folded), args, overrides)
-    return _derive(args, run, variables, target, folded.variables, step, details)
+    derived = derive_run(args, run, variables, target, folded.variables, step, details)
+    return _print(derived, args)
 
 
 def _convert(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -142,7 +143,7 @@ def _convert(args: argparse.Namespace, overrides: list[str]) -> int:
         details["banks"] = [dataclasses.asdict(bank) for bank in conversion.banks]
         if not args.json:
             print(conversion, end="\n\n")
-    return _derive(args, run, variables, target, converted, step, details)
+    return _print(derive_run(args, run, variables, target, converted, step, details), args)
 
 
 def load_source(
@@ -192,7 +193,7 @@ def target_run(config: "Config", args: argparse.Namespace, overrides: list[str])
     return prepare(override(config, overrides))
 
 
-def _derive(
+def derive_run(
     args: argparse.Namespace,
     run: "Run",
     variables: dict[str, Any],
@@ -200,8 +201,21 @@ def _derive(
     target_variables: dict[str, Any],
     step: int,
     details: dict[str, Any],
-) -> int:
-    """Evaluates both networks, creates the workdir and prints the measures."""
+    *,
+    resume: bool = False,
+) -> "Derived":
+    """Evaluates both networks, creates the workdir and fine-tunes, as the options say.
+
+    Args:
+      args: the options.
+      run: the source.
+      variables: its variables.
+      target: the new run.
+      target_variables: where it starts.
+      step: the step of the source's variables.
+      details: what to note of the command in the workdir.
+      resume: continue in the workdir if it exists.
+    """
     from paramshare.training.derive import derive
 
     origin = {
@@ -210,7 +224,7 @@ def _derive(
         "checkpoint": args.checkpoint,
         "step": step,
     }
-    derived = derive(
+    return derive(
         run,
         variables,
         target,
@@ -219,8 +233,12 @@ def _derive(
         workdir=args.output,
         origin=origin | details,
         fine_tune=args.fine_tune > 0,
+        resume=resume,
         quiet=args.json,
     )
+
+
+def _print(derived: "Derived", args: argparse.Namespace) -> int:
     print(json.dumps(derived.as_json()) if args.json else describe(derived, args))
     return 0
 

@@ -68,11 +68,12 @@ def _descriptions(
     import numpy as np
 
     from paramshare import ops
+    from paramshare.training.step import eval_outputs
 
     @jax.jit
     @ops.form(run.config.ops)
     def predict(variables: Any, inputs: Any) -> Any:
-        outputs = run.model.apply(variables, run.data.normalise(inputs), train=False)
+        outputs = eval_outputs(run, run.model, variables, inputs)
         return run.task.predict(outputs, run.data.input_shape)
 
     for first in range(0, len(pictures), BATCH):

@@ -219,7 +219,6 @@ def ring_curve(
       title: the picture's title.
     """
     figure, axes = blank(1, 1, (7, 4.5))
-    axes = np.ravel(np.array(axes, dtype=object))[0]
     sizes = sorted({size for size, _ in rings})
     means = [float(np.mean([value for size, value in rings if size == at])) for at in sizes]
     axes.plot(*zip(*rings, strict=True), "o", color="C0", alpha=0.5, markersize=4)
@@ -257,7 +256,6 @@ def conversion_curve(
       title: the picture's title.
     """
     figure, axes = blank(1, 1, (7, 4.5))
-    axes = np.ravel(np.array(axes, dtype=object))[0]
     counts = sorted({k for k, _, _ in converted})
     for number, (what, label) in enumerate(
         ((2, "converted, after one more epoch"), (1, "converted, without training"))
@@ -300,7 +298,6 @@ def compress_curve(
       title: the picture's title.
     """
     figure, axes = blank(1, 1, (7, 4.5))
-    axes = np.ravel(np.array(axes, dtype=object))[0]
     for number, (label, points) in enumerate(curves.items()):
         sizes, means, halves = (np.array(column, float) for column in zip(*points, strict=True))
         halves = np.nan_to_num(halves)

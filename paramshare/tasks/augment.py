@@ -144,40 +144,6 @@ def draw(
     return Draws(mirrored, offset, centre, colour, factor, corner)
 
 
-def augment_images(
-    key: jax.Array,
-    image_BxHxWxC: jax.Array,
-    config: Augment,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    *,
-    first: int | jax.Array = 0,
-) -> jax.Array:
-    """Augments and normalises a batch of images; jit it with `config`, `mean` and `std` static.
-
-    Args:
-      key: PRNG key of the global batch.
-      image_BxHxWxC: this device's part of the batch, as loaded.
-      config: the augmentation.
-      mean: mean of each channel; None to leave images as they are.
-      std: standard deviation of each channel; None as for `mean`.
-      first: position of this part's first example in the global batch.
-
-    Returns:
-      (B, H, W, C) float32; the dtype of the images where mean is None.
-
-    Raises:
-      AugmentError: if the shape cannot be augmented like this, or mean and std do not fit.
-
-    Example:
-      >>> image = jnp.full((2, 8, 8, 1), 10, jnp.uint8)
-      >>> augment_images(jax.random.key(0), image, Augment(flip=True), (4.0,), (2.0,))[0, 0, 0]
-      Array([3.], dtype=float32)
-    """
-    draws = draw(key, config, image_BxHxWxC.shape, first)
-    return apply(draws, image_BxHxWxC, config, mean, std)
-
-
 def apply(
     draws: Draws,
     image_BxHxWxC: jax.Array,
@@ -185,7 +151,27 @@ def apply(
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
 ) -> jax.Array:
-    """Images (B, H, W, C) after the draws, normalised; the arguments are those of `draw`."""
+    """Augments and normalises a batch of images.
+
+    Args:
+      draws: as `draw` returns them.
+      image_BxHxWxC: this device's part of the batch, as loaded.
+      config: the augmentation.
+      mean: mean of each channel; None to leave images as they are.
+      std: standard deviation of each channel; None as for `mean`.
+
+    Returns:
+      (B, H, W, C) float32; the dtype of the images where mean is None.
+
+    Raises:
+      AugmentError: if mean and std do not fit.
+
+    Example:
+      >>> image, config = jnp.full((2, 8, 8, 1), 10, jnp.uint8), Augment(flip=True)
+      >>> draws = draw(jax.random.key(0), config, image.shape)
+      >>> apply(draws, image, config, (4.0,), (2.0,))[0, 0, 0]
+      Array([3.], dtype=float32)
+    """
     image = image_BxHxWxC
     if draws.mirrored_B is not None:
         image = flip(image, draws.mirrored_B)

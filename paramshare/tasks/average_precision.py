@@ -1,7 +1,7 @@
 """COCO's measures of detections over a whole data set, by faster-coco-eval."""
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,6 @@ def average_precision(
       >>> average_precision(detected, labels, ["cat"])["ap"]
       1.0
     """
-    library = evaluator()
     scale_Nx1x4 = np.tile(np.asarray(labels["scale"], np.float64), 2)[:, None]
     images = [{"id": i + 1} for i in range(len(scale_Nx1x4))]
     kinds = [{"id": k + 1, "name": name} for k, name in enumerate(categories)]
@@ -72,30 +71,44 @@ def average_precision(
     names = [*NAMES, "ar", *(f"ap/{name}" for name in categories)]
     if not truth:
         return dict.fromkeys(names, float("nan"))
-    coco = library.COCO({"images": images, "categories": kinds, "annotations": truth})
-    scored = library.COCOeval_faster(coco, coco.loadRes(found), "bbox")
-    scored.run()
+    truth = {"images": images, "categories": kinds, "annotations": truth}
+    scored = evaluated(truth, found, "bbox")
     # (thresholds, recalls, categories, areas, detections): all areas, 100 detections.
     precision_TxRxK = scored.eval["precision"][:, :, :, 0, -1]
     values = [*scored.stats[:6], scored.stats[8]] + [
         float(np.mean(precision_TxRxK[:, :, k])) for k in range(len(categories))
     ]
-    values = [float("nan") if value < 0 else float(value) for value in values]
-    return dict(zip(names, values, strict=True))
+    return named(names, values)
 
 
-def evaluator() -> Any:
-    """The library faster-coco-eval.
+def evaluated(truth: Any, found: Any, kind: str, **options: Any) -> Any:
+    """A faster-coco-eval evaluator that has run.
+
+    Args:
+      truth: a data set in the format of COCO.
+      found: the list of results.
+      kind: "bbox" or "keypoints".
+      **options: of the evaluator.
 
     Raises:
-      TaskError: if it is not installed.
+      TaskError: if faster-coco-eval is not installed.
     """
     try:
-        return importlib.import_module("faster_coco_eval")
+        library = importlib.import_module("faster_coco_eval")
     except ModuleNotFoundError as error:
         raise TaskError(
             'average precision needs faster-coco-eval; run `pip install "paramshare[train]"`'
         ) from error
+    coco = library.COCO(truth)
+    evaluator = library.COCOeval_faster(coco, coco.loadRes(found), kind, **options)
+    evaluator.run()
+    return evaluator
+
+
+def named(names: Sequence[str], values: Iterable[Any]) -> dict[str, float]:
+    """The evaluator's values by name; NaN where it has -1, since there was no object."""
+    pairs = zip(names, map(float, values), strict=True)
+    return {name: float("nan") if value < 0 else value for name, value in pairs}
 
 
 def _rows(

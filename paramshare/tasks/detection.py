@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from paramshare.tasks import boxes
-from paramshare.tasks.augment import Augment, apply, draw, move
+from paramshare.tasks.augment import Augment, Draws, move
 from paramshare.tasks.average_precision import average_precision
 from paramshare.tasks.task import Measure, Task, TaskError
 
@@ -94,7 +94,9 @@ class Detection(Task):
             )
 
     @property
-    def measures(self) -> tuple[Measure, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def measures(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self,
+    ) -> tuple[Measure, ...]:
         """COCO's measures, then the average precision of each category."""
         return (
             Measure("ap", "AP", "AP"),
@@ -157,28 +159,16 @@ class Detection(Task):
                 "y0 < y1"
             )
 
-    def augment(
-        self,
-        key: jax.Array,
-        inputs: jax.Array,
-        labels: Any,
-        config: Augment,
-        mean: tuple[float, ...] | None,
-        std: tuple[float, ...] | None,
-        *,
-        first: int | jax.Array = 0,
-    ) -> tuple[jax.Array, Any]:
-        """Augments images and moves their boxes along; boxes that leave the image are dropped."""
-        draws = draw(key, config, inputs.shape, first)
-        corners = labels["box"].reshape(len(inputs), -1, 2)
-        corners = move(draws, corners, config, inputs.shape[2])
+    def move_labels(
+        self, draws: Draws, labels: Any, config: Augment, shape: tuple[int, ...]
+    ) -> Any:
+        """Moves boxes with their images; those that leave the image are dropped."""
+        corners = move(draws, labels["box"].reshape(shape[0], -1, 2), config, shape[2])
         points = corners.reshape(*labels["box"].shape[:-1], 2, 2)
-        inputs = apply(draws, inputs, config, mean, std)
         moved = jnp.concatenate([points.min(axis=-2), points.max(axis=-2)], axis=-1)
-        visible = boxes.clip(moved, *inputs.shape[1:3])
+        visible = boxes.clip(moved, *shape[1:3])
         remains = boxes.area(visible) > LEAST * boxes.area(moved)
-        present = labels["present"] & remains
-        return inputs, {**labels, "box": visible, "present": present}
+        return {**labels, "box": visible, "present": labels["present"] & remains}
 
     def losses(self, outputs: Any, labels: Any, *, train: bool) -> dict[str, jax.Array]:
         """Focal loss and box loss of each image, in float32."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paramshare.tasks.average_precision import evaluator
+from paramshare.tasks.average_precision import evaluated, named
 
 PRECISION = ("ap", "ap50", "ap75", "ap_medium", "ap_large", "ar")
 # https://cocodataset.org/#keypoints-eval; the evaluator's sigmas, by the names of the joints.
@@ -103,7 +103,6 @@ def keypoint_precision(
       >>> keypoint_precision(joint, np.array([0.5]), labels, list(SIGMAS))["ap"]
       1.0
     """
-    library = evaluator()
     visible_NxJ = np.asarray(labels["visible"], bool)
     if not visible_NxJ.any():
         return dict.fromkeys(PRECISION, float("nan"))
@@ -131,15 +130,10 @@ def keypoint_precision(
     ]
     images = [{"id": id} for id in sorted({person["image_id"] for person in truth})]
     kinds = [{"id": 1, "name": "person", "keypoints": list(joints), "skeleton": []}]
-    coco = library.COCO({"images": images, "categories": kinds, "annotations": truth})
     sigmas = [SIGMAS[name] for name in joints]
-    scored = library.COCOeval_faster(coco, coco.loadRes(found), "keypoints", kpt_oks_sigmas=sigmas)
-    scored.run()
-    values = (float(value) for value in scored.stats[: len(PRECISION)])
-    return {
-        name: float("nan") if value < 0 else value
-        for name, value in zip(PRECISION, values, strict=True)
-    }
+    whole = {"images": images, "categories": kinds, "annotations": truth}
+    scored = evaluated(whole, found, "keypoints", kpt_oks_sigmas=sigmas)
+    return named(PRECISION, scored.stats[: len(PRECISION)])
 
 
 def _flat(joint_Jx2: np.ndarray, visibility_J: np.ndarray) -> list[float]:

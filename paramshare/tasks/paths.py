@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from paramshare.tasks.augment import Augment, AugmentError, draw, flip, normalise
+from paramshare.tasks.augment import Augment, AugmentError, Draws, flip
 from paramshare.tasks.task import Measure, Task
 
 
@@ -74,23 +74,11 @@ class Paths(Task):
                     f"label for each cell, which it would not change; it must be {default}"
                 )
 
-    def augment(
-        self,
-        key: jax.Array,
-        inputs: jax.Array,
-        labels: Any,
-        config: Augment,
-        mean: tuple[float, ...] | None,
-        std: tuple[float, ...] | None,
-        *,
-        first: int | jax.Array = 0,
-    ) -> tuple[jax.Array, Any]:
-        """Mirrors image and label together."""
-        self.check_augment(config, inputs.shape[1:])
-        mirrored_B = draw(key, config, inputs.shape, first).mirrored_B
-        if mirrored_B is not None:
-            inputs, labels = flip(inputs, mirrored_B), flip(labels, mirrored_B)
-        return normalise(inputs, mean, std), labels
+    def move_labels(
+        self, draws: Draws, labels: Any, config: Augment, shape: tuple[int, ...]
+    ) -> Any:
+        """Mirrors labels with their images."""
+        return labels if draws.mirrored_B is None else flip(labels, draws.mirrored_B)
 
     def losses(self, outputs: Any, labels: Any, *, train: bool) -> dict[str, jax.Array]:
         """Binary cross entropy in float32, averaged over cells."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paramshare.tasks import heatmaps
-from paramshare.tasks.augment import Augment, AugmentError, apply, draw, move
+from paramshare.tasks.augment import Augment, AugmentError, Draws, move
 from paramshare.tasks.keypoints import SIGMAS, correct, keypoint_precision, lengths, ratio
 from paramshare.tasks.task import Measure, Task, TaskError
 
@@ -153,7 +153,9 @@ class Pose(Task):
         return tuple(numbers)
 
     @property
-    def measures(self) -> tuple[Measure, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def measures(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self,
+    ) -> tuple[Measure, ...]:
         """Average precision of COCO's joints, correct joints, and correct joints of each kind."""
         precision = (
             Measure("ap", "OKS AP", "AP"),
@@ -233,32 +235,20 @@ class Pose(Task):
             except TaskError as error:
                 raise AugmentError(f"augment.flip is True, but {error}; leave flip out") from None
 
-    def augment(
-        self,
-        key: jax.Array,
-        inputs: jax.Array,
-        labels: Any,
-        config: Augment,
-        mean: tuple[float, ...] | None,
-        std: tuple[float, ...] | None,
-        *,
-        first: int | jax.Array = 0,
-    ) -> tuple[jax.Array, Any]:
-        """Augments images and moves their joints along; those that leave the image are not visible.
+    def move_labels(
+        self, draws: Draws, labels: Any, config: Augment, shape: tuple[int, ...]
+    ) -> Any:
+        """Moves joints with their images; those that leave the image are not visible.
 
         Labels in pixels of the original image stay as they are.
         """
-        draws = draw(key, config, inputs.shape, first)
-        joint, visible = labels["joint"], labels["visible"]
-        joint = move(draws, joint, config, inputs.shape[2])
+        joint, visible = move(draws, labels["joint"], config, shape[2]), labels["visible"]
         if draws.mirrored_B is not None:
             other = jnp.array(self.mirrored)
             swapped = draws.mirrored_B[:, None]
             joint = jnp.where(swapped[..., None], joint[:, other], joint)
             visible = jnp.where(swapped, visible[:, other], visible)
-        visible = visible & self._inside(joint)
-        inputs = apply(draws, inputs, config, mean, std)
-        return inputs, {**labels, "joint": joint, "visible": visible}
+        return {**labels, "joint": joint, "visible": visible & self._inside(joint)}
 
     def _inside(self, joint_BxJx2: jax.Array) -> jax.Array:
         """Which joints are in the image, (B, J) bool."""

@@ -10,7 +10,7 @@ import numpy as np
 import pydantic
 
 from paramshare.errors import ParamshareError
-from paramshare.tasks.augment import Augment, augment_images, normalise
+from paramshare.tasks.augment import Augment, Draws, apply, draw, normalise
 
 
 class TaskError(ParamshareError):
@@ -198,7 +198,7 @@ class Task:
         *,
         first: int | jax.Array = 0,
     ) -> tuple[jax.Array, Any]:
-        """Augments and normalises a training batch. By default, labels stay as they are.
+        """Augments and normalises a training batch; `move_labels` changes the labels.
 
         Args:
           key: PRNG key of the global batch.
@@ -213,9 +213,26 @@ class Task:
         Returns:
           Inputs as the network takes them, and labels.
         """
+        self.check_augment(config, inputs.shape[1:])
         if config == Augment():
             return normalise(inputs, mean, std), labels
-        return augment_images(key, inputs, config, mean, std, first=first), labels
+        draws = draw(key, config, inputs.shape, first)
+        labels = self.move_labels(draws, labels, config, inputs.shape)
+        return apply(draws, inputs, config, mean, std), labels
+
+    def move_labels(
+        self, draws: Draws, labels: Any, config: Augment, shape: tuple[int, ...]
+    ) -> Any:
+        """The labels of images that are augmented. By default, labels stay as they are.
+
+        Args:
+          draws: what is random in the augmentation.
+          labels: the batch's labels.
+          config: the augmentation.
+          shape: (B, H, W, ...) of the inputs.
+        """
+        del draws, config, shape
+        return labels
 
     def check_outputs(self, outputs: Any, input_shape: tuple[int, ...]) -> None:
         """Checks the shapes of a network's outputs.

@@ -216,6 +216,22 @@ def _banks(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + name, value
 
 
+def eval_outputs(run: Run, model: Any, variables: Any, inputs: jax.Array) -> Any:
+    """A network's outputs in evaluation, merged over the task's views of each input.
+
+    Args:
+      run: the run.
+      model: its network, or that of one device.
+      variables: of the network.
+      inputs: (B, ...), as loaded.
+    """
+    views = run.task.views(run.data.normalise(inputs))
+    outputs = model.apply(variables, views.reshape(-1, *views.shape[2:]), train=False)
+    return run.task.merge(
+        jax.tree.map(lambda x: x.reshape(*views.shape[:2], *x.shape[1:]), outputs)
+    )
+
+
 def make_eval_step(run: Run) -> Callable[[Any, None, Batch], dict[str, Any]]:
     """The step `(variables, None, batch) -> per-example values`, to be mapped over `AXIS`.
 
@@ -228,10 +244,7 @@ def make_eval_step(run: Run) -> Callable[[Any, None, Batch], dict[str, Any]]:
     @ops.form(run.config.ops)
     def eval_step(variables: Any, data: None, batch: Batch) -> dict[str, Any]:
         inputs, labels = batch["input"], batch["label"]
-        views = task.views(run.data.normalise(inputs))
-        outputs = model.apply(variables, views.reshape(-1, *views.shape[2:]), train=False)
-        outputs = jax.tree.map(lambda x: x.reshape(*views.shape[:2], *x.shape[1:]), outputs)
-        outputs = task.merge(outputs)
+        outputs = eval_outputs(run, model, variables, inputs)
         values = {
             "losses": task.losses(outputs, labels, train=False),
             "statistics": task.statistics(outputs, inputs, labels),

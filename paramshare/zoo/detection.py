@@ -99,7 +99,7 @@ def retinanet(
     options |= {} if dtype is None else {"dtype": dtype}
     network, plan = family.build(**arguments, num_classes=None, **options)
     assert isinstance(network, ResNet)
-    small = network.stem_width < 64
+    small = len(network.blocks) < 4
     model = RetinaNet(
         network,
         num_classes,

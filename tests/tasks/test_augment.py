@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from paramshare.tasks import Augment, AugmentError, Classification, augment, normalise
-from paramshare.tasks.augment import augment_images
+from paramshare.tasks.augment import apply, draw
 
 KEY = jax.random.key(3)
 
@@ -22,7 +22,8 @@ def coordinates(batch: int, height: int = 6, width: int = 8) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames=("config", "mean", "std"))
 def jitted(key, image, config, mean, std, first):
-    return augment_images(key, image, config, mean, std, first=first)
+    draws = draw(key, config, image.shape, first)
+    return apply(draws, image, config, mean, std)
 
 
 def run(image, config, key=KEY, mean=(0.0,), std=(1.0,), first=0):
