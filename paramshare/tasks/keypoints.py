@@ -1,5 +1,6 @@
 """Measures of poses: the fraction of correct keypoints, and COCO's average precision."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paramshare.tasks.average_precision import evaluated, named
+from paramshare.tasks.task import TaskError
 
 PRECISION = ("ap", "ap50", "ap75", "ap_medium", "ap_large", "ar")
 # https://cocodataset.org/#keypoints-eval; the evaluator's sigmas, by the names of the joints.
@@ -23,6 +25,31 @@ SIGMAS = {
     **{f"{side}_ankle": 0.089 for side in ("left", "right")},
 }
 """Of COCO's 17 joints: how exactly people agree on them."""
+
+
+def partners(joints: Sequence[str]) -> tuple[int, ...]:
+    """For each joint the number of the one on the other side, or its own in the middle.
+
+    Args:
+      joints: names, such as "left_knee", "right_knee" and "nose".
+
+    Raises:
+      TaskError: if a left joint has no right one, or a right one no left one.
+
+    Example:
+      >>> partners(["nose", "left_hip", "right_hip"])
+      (0, 2, 1)
+    """
+    numbers, other = [], {"left": "right", "right": "left"}
+    for name in joints:
+        partner = re.sub(r"^(left|right)_", lambda side: f"{other[side[1]]}_", name)
+        if partner not in joints:
+            raise TaskError(
+                f"there is a joint {name!r} but no {partner!r}, so that poses cannot be mirrored; "
+                f"the joints are {', '.join(joints)}"
+            )
+        numbers.append(list(joints).index(partner))
+    return tuple(numbers)
 
 
 def lengths(

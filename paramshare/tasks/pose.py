@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 
 from paramshare.tasks import heatmaps
 from paramshare.tasks.augment import Augment, AugmentError, Draws, move
-from paramshare.tasks.keypoints import SIGMAS, correct, keypoint_precision, lengths, ratio
+from paramshare.tasks.keypoints import SIGMAS, correct, keypoint_precision, lengths, partners, ratio
 from paramshare.tasks.task import Measure, Task, TaskError
 
 TORSO = (("left_shoulder", "right_hip"), ("right_shoulder", "left_hip"))
@@ -140,17 +140,7 @@ class Pose(Task):
           >>> Pose(("nose", "left_hip", "right_hip")).mirrored
           (0, 2, 1)
         """
-        numbers = []
-        other = {"left": "right", "right": "left"}
-        for name in self.joints:
-            partner = re.sub(r"^(left|right)_", lambda side: f"{other[side[1]]}_", name)
-            if partner not in self.joints:
-                raise TaskError(
-                    f"there is a joint {name!r} but no {partner!r}, so that poses cannot be "
-                    f"mirrored; the joints are {', '.join(self.joints)}"
-                )
-            numbers.append(self.joints.index(partner))
-        return tuple(numbers)
+        return partners(self.joints)
 
     @property
     def measures(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -348,3 +338,34 @@ class Pose(Task):
             score_N = found["score"].mean(axis=1)
             values |= keypoint_precision(found["joint"], score_N, labels, self.joints)
         return {measure.name: values[measure.name] for measure in self.measures}
+
+    def predict(self, outputs: Any, input_shape: tuple[int, ...]) -> dict[str, jax.Array]:
+        """The joints, as `decode` gives them."""
+        del input_shape
+        return self.decode(outputs)
+
+    def describe(self, prediction: Any, original: Callable[[Any], Any]) -> dict[str, Any]:
+        """`joints`: the name of each, its place in pixels of the picture, and its score."""
+        places_Jx2 = original(prediction["joint"])
+        return {
+            "joints": [
+                {"name": name, "x": round(x, 2), "y": round(y, 2), "score": score}
+                for name, (x, y), score in zip(
+                    self.joints, places_Jx2.tolist(), prediction["score"].tolist(), strict=True
+                )
+            ]
+        }
+
+    def draw(self, axes: Any, description: Mapping[str, Any]) -> None:
+        """Draws limbs as lines and joints as dots: left ones blue, right ones red, others green."""
+        joints = description["joints"]
+        for a, b in self.limbs:
+            ends = joints[a], joints[b]
+            colour = _colour(joints[b]["name"])
+            axes.plot([p["x"] for p in ends], [p["y"] for p in ends], color=colour, linewidth=2)
+        for joint in joints:
+            axes.plot(joint["x"], joint["y"], "o", color=_colour(joint["name"]), markersize=5)
+
+
+def _colour(joint: str) -> str:
+    return {"left": "#2155a3", "right": "#d1495b"}.get(joint.partition("_")[0], "#4aa564")

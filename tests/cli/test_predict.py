@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from paramshare.cli import main
 from paramshare.report.predictions import draw_prediction
-from paramshare.tasks import Detection
+from paramshare.tasks import Detection, Pose
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_a_bad_picture_is_named_before_anything_is_written(trained, pictures, tm
     assert "bad.png' cannot be read" in printed.err and not printed.out and not folder.exists()
 
 
-def test_boxes_are_told_and_drawn_in_pixels_of_the_picture(tmp_path):
+def test_boxes_are_given_and_drawn_in_pixels_of_the_picture(tmp_path):
     """A box of a network's input that is half as large as the picture."""
     task = Detection(("cat", "dog"), max_boxes=2)
     prediction = {
@@ -75,3 +76,30 @@ def test_boxes_are_told_and_drawn_in_pixels_of_the_picture(tmp_path):
     assert columns.min() / width == pytest.approx(20 / 60, abs=0.03)
     assert columns.max() / width == pytest.approx(40 / 60, abs=0.03)
     assert rows.max() / height == pytest.approx(30 / 40, abs=0.03)
+
+
+def test_joints_are_given_and_drawn_in_pixels_of_the_picture(tmp_path):
+    """A limb from (10, 5) to (20, 15) of an input that is half as large as the picture."""
+    task = Pose(("left_hip", "left_knee"), limbs=((0, 1),), image_size=(20, 30))
+    heatmap = np.zeros((1, 1, 20, 30, 2), np.float32)
+    heatmap[0, 0, 5, 10, 0], heatmap[0, 0, 15, 20, 1] = 0.5, 0.25
+    prediction = jax.tree.map(
+        lambda leaf: np.asarray(leaf[0]), task.predict(jnp.asarray(heatmap), (20, 30, 3))
+    )
+    description = task.describe(prediction, lambda point: np.asarray(point) * 2)
+    assert description == {
+        "joints": [
+            {"name": "left_hip", "x": 21.0, "y": 11.0, "score": 0.5},
+            {"name": "left_knee", "x": 41.0, "y": 31.0, "score": 0.25},
+        ]
+    }
+    white = np.full((40, 60, 3), 255, np.uint8)
+    draw_prediction(white, task, description, tmp_path / "pose.png")
+    with Image.open(tmp_path / "pose.png") as drawing:
+        drawn = np.asarray(drawing.convert("RGB")).astype(int)
+    rows, columns = np.nonzero(drawn[..., 2] - drawn[..., 0] > 60)  # blue
+    height, width = drawn.shape[:2]
+    assert columns.min() / width == pytest.approx(21 / 60, abs=0.04)
+    assert columns.max() / width == pytest.approx(41 / 60, abs=0.04)
+    assert rows.min() / height == pytest.approx(11 / 40, abs=0.04)
+    assert rows.max() / height == pytest.approx(31 / 40, abs=0.04)
