@@ -33,7 +33,7 @@ def add(command: Any) -> None:
     )
     compress.add_argument("workdir", metavar="WORKDIR", help="run of a shared network")
     compress.add_argument(
-        "--bits", type=int, metavar="N", help="round every number to one of 2^N levels, N 2 to 8"
+        "--bits", type=int, metavar="N", help="round each parameter to one of 2^N levels, N 2 to 8"
     )
     compress.add_argument(
         "--method",
@@ -46,7 +46,7 @@ def add(command: Any) -> None:
         type=float,
         default=0.0,
         metavar="P",
-        help="set this fraction of the numbers of each bank to 0, in [0, 1)",
+        help="set this fraction of each bank's parameters to 0, in [0, 1)",
     )
     compress.add_argument(
         "--gradual",

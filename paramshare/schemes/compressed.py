@@ -1,4 +1,4 @@
-"""Banks whose numbers are rounded to a few levels, while the numbers themselves are trained."""
+"""Banks whose parameters are rounded to a few levels, while they are trained in floating point."""
 
 import dataclasses
 import functools
@@ -167,7 +167,7 @@ def _offsets(bits: int, dtype: Any) -> jax.Array:
 
 
 def best_step(values: jax.Array, bits: int) -> jax.Array:
-    """The step of a uniform grid with the least squared error on the numbers that are not 0.
+    """The step of a uniform grid with the least squared error on the values that are not 0.
 
     The best of `CANDIDATES` steps, up to the one whose outermost cells end at the largest number,
     and of the one whose outermost level is the largest number.
@@ -188,11 +188,11 @@ def best_step(values: jax.Array, bits: int) -> jax.Array:
 
 
 def round_to_levels(method: Method, bits: int, values: jax.Array, levels: jax.Array) -> jax.Array:
-    """Every number rounded to the nearest level; 0 stays 0. See `Compressed` for the gradients.
+    """Values rounded to the nearest level; 0 stays 0. See `Compressed` for the gradients.
 
     Args:
       method: "uniform" or "kmeans".
-      bits: the number of bits of a level's number.
+      bits: bits of a level's index.
       values: an array of any shape.
       levels: (), the step of a uniform grid, or (2^bits,), a codebook in any order.
 

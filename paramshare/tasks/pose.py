@@ -56,8 +56,8 @@ class Pose(Task):
     The score is the first of `ap`, `pck` and `pck_box` that exists. A measure without joints is
     NaN.
 
-    Left and right joints are told by their names, such as "left_knee" and "right_knee". Mirrored
-    training images swap them. Evaluation averages the heatmaps of an image and of its mirror image,
+    Left and right joints are identified by their names, such as "left_knee" and "right_knee".
+    Mirrored training images swap them. Evaluation averages the heatmaps of an image and of its mirror image,
     if every left joint has a right one.
 
     Attributes:
@@ -65,7 +65,7 @@ class Pose(Task):
       limbs: pairs of joints, counted from 0, that are drawn as lines.
       image_size: (H, W) of the network's input.
       sigma: standard deviation of the Gaussians, in pixels of the heatmap.
-      flip_test: whether evaluation looks at the mirror image too.
+      flip_test: whether evaluation averages over the mirror image too.
 
     Raises:
       TaskError: if there are no joints, a name occurs twice, a limb has joints that do not exist,
@@ -118,7 +118,7 @@ class Pose(Task):
 
     @property
     def _main(self) -> str:
-        """The measure of correct joints that is told for each kind of joint."""
+        """The measure of correct joints that is reported for each kind of joint."""
         return "pck" if "pck" in self._segments else "pck_box"
 
     @functools.cached_property
@@ -285,7 +285,7 @@ class Pose(Task):
 
     @functools.cached_property
     def _flips(self) -> bool:
-        """Whether evaluation looks at mirror images."""
+        """Whether evaluation averages over mirror images."""
         try:
             return self.flip_test and bool(self.mirrored)
         except TaskError:  # a left joint has no right one

@@ -128,13 +128,13 @@ class Compression:
     """Pruning and quantisation of banks, as `paramshare compress` sets them up."""
 
     bits: Annotated[int, pydantic.Field(ge=2, le=8)] | None = None
-    """Bits of each number of a bank, 2 to 8, while it is trained in floating point; None does not
-    quantise."""
+    """Bits per parameter of a bank, 2 to 8; the bank itself is trained in floating point. None does
+    not quantise."""
     method: Literal["kmeans", "uniform"] = "kmeans"
-    """Levels that numbers are rounded to: a codebook, or a uniform grid."""
+    """Levels that parameters are rounded to: a codebook, or a uniform grid."""
     prune: Fraction = 0.0
-    """Fraction of the numbers of each bank that are set to 0, the smallest ones, and kept there; 0
-    prunes nothing."""
+    """Fraction of each bank's parameters, the smallest in magnitude, that are set to 0 and kept
+    there; 0 prunes nothing."""
     gradual: bool = False
     """Prune more and more over the first half of the run, instead of at its start."""
     banks: tuple[str, ...] = ()
@@ -246,14 +246,14 @@ class Config:
             )
         if compression.gradual and compression.bits is not None:
             raise ConfigError(
-                "compression.gradual is True, but levels are fitted to the numbers that are left "
+                "compression.gradual is True, but levels are fitted to the parameters left "
                 f"after pruning; prune first, without compression.bits ({compression.bits}), and "
                 "quantise the pruned run"
             )
         if compression.prune and self.shard_banks:
             raise ConfigError(
-                f"compression.prune is {compression.prune}, which compares all numbers of a bank; "
-                "leave shard_banks out"
+                f"compression.prune is {compression.prune}, which compares all parameters of a "
+                "bank; leave shard_banks out"
             )
 
     def without_effect(self) -> list[str]:

@@ -56,7 +56,7 @@ def optimizer(
     The gradient is clipped, then weight decay is added, then the rule is applied, as with PyTorch's
     `clip_grad_norm_` and SGD. Sharing coefficients do not decay (`paramshare.decay_mask`), unless
     `decay_coefficients` is set; biases and scales of norms do, unless `decay_vectors` is off.
-    Pruned numbers of banks stay 0 (`config.compression`).
+    Pruned parameters of banks stay 0 (`config.compression`).
 
     Args:
       config: the configuration.

@@ -19,7 +19,7 @@ class PruningState(NamedTuple):
 
 
 def spare_zeros(settings: Compression) -> optax.GradientTransformation:
-    """Sets the gradient of every pruned number to 0, before clipping, decay and momentum see it."""
+    """Sets gradients of pruned parameters to 0, before clipping, decay and momentum see them."""
 
     def update(gradient: Any, variables: Any) -> Any:
         return _map_banks(settings, _zero_where_zero, gradient, variables)
@@ -28,10 +28,10 @@ def spare_zeros(settings: Compression) -> optax.GradientTransformation:
 
 
 def keep_zeros(settings: Compression, steps: int) -> optax.GradientTransformation:
-    """Keeps pruned numbers at 0, and prunes more; comes after everything that changes the update.
+    """Keeps pruned parameters at 0, and prunes more; the last rule, after all that change updates.
 
-    A number is pruned if it is exactly 0, so no mask is stored: the update of such a number is set
-    to 0, whatever momentum it had before. After the first update `round(prune * size)` numbers of
+    A parameter is pruned if it is exactly 0, so no mask is stored: its update is set to 0, whatever
+    momentum it had before. After the first update `round(prune * size)` parameters of
     each array of a bank are 0; with `settings.gradual`, only after half of the steps, on the way
     there by the cubic schedule of `sparsity`, in at most `PRUNINGS` prunings.
 

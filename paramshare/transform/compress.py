@@ -1,8 +1,9 @@
 """Smaller banks: pruning and quantising what the layers of a trained network share.
 
-Three functions, each a network in and a network out: `prune` sets the smallest numbers of the banks
-to 0; `quantise` rounds them to a few levels, in a form that can be fine-tuned; `finalise` gives the
-plain shared network whose banks hold what was rounded. `paramshare.transform.packing` stores it.
+Three functions, each a network in and a network out: `prune` sets the smallest parameters of the
+banks to 0; `quantise` rounds them to a few levels, in a form that can be fine-tuned; `finalise`
+gives the plain shared network whose banks hold the rounded values, which
+`paramshare.transform.packing` stores.
 """
 
 import dataclasses
@@ -33,14 +34,14 @@ class CompressedBank:
 
     Attributes:
       name: the bank's name.
-      numbers: how many numbers it has.
+      parameters: its size.
       zeros: how many of them are 0.
-      levels: how many different numbers there are, 0 included.
+      levels: how many different values there are, 0 included.
       change: |W' - W| / |W| over the bank, W before and W' after.
     """
 
     name: str
-    numbers: int
+    parameters: int
     zeros: int
     levels: int
     change: float
@@ -52,10 +53,10 @@ def prune(
     fraction: float,
     banks: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Sets the smallest numbers of the banks to 0 (magnitude pruning, Han et al. 2015).
+    """Sets the smallest parameters of the banks to 0 (magnitude pruning, Han et al. 2015).
 
-    Of every array of a bank, `round(fraction * size)` numbers become 0, at least those that are 0
-    already; of equal ones the first. Training keeps them at 0 with `Config.compression`.
+    Of every array of a bank, `round(fraction * size)` parameters become 0, at least those that are
+    0 already; of equal ones the first. Training keeps them at 0 with `Config.compression`.
 
     Args:
       shared: the shared model.
@@ -105,17 +106,17 @@ def quantise(
     method: Method = "kmeans",
     banks: Sequence[str] = (),
 ) -> tuple[Shared, dict[str, Any]]:
-    """Rounds the numbers of the banks to 2^bits levels for each array.
+    """Rounds the parameters of the banks to 2^bits levels, separately for each array.
 
     The banks stay as they are; their schemes become `Compressed`, and the levels are added to the
-    coefficients. So the network can be fine-tuned. Numbers that are 0 stay 0 and take no level.
+    coefficients. So the network can be fine-tuned. Parameters that are 0 stay 0 and take no level.
 
     Args:
       shared: the shared model.
       variables: its variables.
       bits: 2 to 8.
       method: "kmeans" fits a codebook; "uniform" the step of a grid that is symmetric around 0.
-        Both minimise the squared error. A codebook is never worse, and 2^bits numbers to store.
+        Both minimise the squared error. A codebook is never worse, but stores 2^bits values.
       banks: regular expressions of whole names; `()` is all banks.
 
     Returns:
@@ -123,7 +124,7 @@ def quantise(
 
     Raises:
       CompressError: if an argument is invalid, an expression matches no bank, a bank is quantised
-        already or has numbers that are not finite.
+        already or has values that are not finite.
 
     Example:
       >>> import jax, paramshare
@@ -150,7 +151,7 @@ def quantise(
         for leaf in jax.tree.leaves(arrays.bank):
             if not np.isfinite(np.asarray(leaf)).all():
                 raise CompressError(
-                    f"bank {bank.name!r} has numbers that are not finite; use an earlier checkpoint"
+                    f"bank {bank.name!r} has values that are not finite; use an earlier checkpoint"
                 )
         levels = jax.jit(scheme.uniform_levels)(arrays.bank)
         if method == "kmeans":
@@ -160,7 +161,7 @@ def quantise(
 
 
 def finalise(shared: Shared, variables: Mapping[str, Any]) -> tuple[Shared, dict[str, Any]]:
-    """The shared network without quantisers, whose banks hold the rounded numbers.
+    """The shared network without quantisers, whose banks hold the rounded values.
 
     It computes the same, from the same bits. Where a scheme makes kernels by a matrix product, they
     may differ in the last digits, because XLA can fuse the rounding with the product.
@@ -213,11 +214,11 @@ def compressed_banks(
 
 def banks_table(banks: Sequence[CompressedBank]) -> str:
     """The reports as a table of text."""
-    rows: list[tuple[str, ...]] = [("bank", "numbers", "zeros", "different numbers", "change")]
+    rows: list[tuple[str, ...]] = [("bank", "parameters", "zeros", "different values", "change")]
     for bank in banks:
-        zeros = f"{bank.zeros:,} ({bank.zeros / bank.numbers:.1%})"
+        zeros = f"{bank.zeros:,} ({bank.zeros / bank.parameters:.1%})"
         rows.append(
-            (bank.name, f"{bank.numbers:,}", zeros, f"{bank.levels:,}", f"{bank.change:.2e}")
+            (bank.name, f"{bank.parameters:,}", zeros, f"{bank.levels:,}", f"{bank.change:.2e}")
         )
     return "\n".join(table(rows, right={1, 2, 3, 4}))
 

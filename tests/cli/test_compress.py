@@ -85,7 +85,7 @@ def test_the_packed_file_is_what_the_report_says(compressed):
     ):
         assert str(path) == str(other)
         np.testing.assert_array_equal(a, b)
-    numbers = sum(bank["numbers"] for bank in printed["banks"])
+    numbers = sum(bank["parameters"] for bank in printed["banks"])
     # Half of the numbers of 3 bits, 1 bit that tells where, and a codebook of 8 numbers.
     assert sizes["banks"] == -(-numbers * 3 // 16) + numbers // 8 + 8 * 4
     assert printed["bytes"]["arrays"]["banks"] == 4 * numbers
@@ -129,7 +129,7 @@ def test_pruned_gradually_then_quantised(command, refused, source, tmp_path):
     pruned = tmp_path / "pruned"
     options = ("--prune", 0.75, "--gradual", "--fine-tune", 1, "--banks", "r.*")
     printed = json.loads(command("compress", source, *options, "--output", pruned, "--json"))
-    zeros = [bank["zeros"] / bank["numbers"] for bank in printed["banks"]]
+    zeros = [bank["zeros"] / bank["parameters"] for bank in printed["banks"]]
     assert zeros == [0.75]
     test = printed["test"]
     assert test["after"]["loss"] == pytest.approx(test["before"]["loss"], rel=1e-6)

@@ -124,7 +124,7 @@ def test_a_quantised_network_equals_its_final_form(network, method):
     np.testing.assert_array_equal(outputs, jax.jit(plain.apply)(final, X))
     reports = {bank.name: bank for bank in compressed_banks(variables, final)}
     for name in ("ring", "kernels"):
-        assert reports[name].zeros * 2 == reports[name].numbers
+        assert reports[name].zeros * 2 == reports[name].parameters
         assert reports[name].levels <= 9
     assert "250 (50.0%)" in banks_table(list(reports.values()))
     # Nothing is left to do: no bank is quantised.
@@ -164,7 +164,7 @@ def test_bad_arguments(network):
         (lambda: quantise(small, quantised, 4), "quantised already"),
         (
             lambda: quantise(shared, variables | {"banks": variables["banks"] | broken}, 4),
-            "'ring' has numbers that are not finite",
+            "'ring' has values that are not finite",
         ),
     ]:
         with pytest.raises(CompressError, match=message):
