@@ -1,5 +1,6 @@
 """Digits on canvases: images with several small objects at known places."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -33,12 +34,20 @@ class Drawing:
     """Smallest side of the square that a digit is resized to."""
     largest: Annotated[int, pydantic.Field(ge=8)] = 28
     """Largest side."""
+    turn: Annotated[float, pydantic.Field(ge=0, le=180)] = 0.0
+    """Digits are turned by random angles between minus and plus this, in degrees."""
 
     def __post_init__(self) -> None:
         if not self.smallest <= self.largest <= self.size:
             raise ValueError(
                 f"digits have sides of {self.smallest} to {self.largest} pixels on canvases of "
                 f"{self.size}; smallest must be at most largest, and largest at most size"
+            )
+        most = int((self.size - 2) / math.sqrt(2))  # pillow may round up on either side
+        if self.turn and self.largest > most:
+            raise ValueError(
+                f"turned digits with sides of {self.largest} pixels may not fit on canvases of "
+                f"{self.size}; largest must be at most {most}"
             )
 
     def draw(
@@ -54,7 +63,8 @@ class Drawing:
 
         Returns:
           Images (n, size, size, 1) uint8, and labels as `paramshare.tasks.Detection` has them, with
-          `most` rows. A box is the smallest one around the pixels of its digit.
+          `most` rows, and `angle` (n, most), by which each digit is turned counterclockwise, in
+          degrees. A box is the smallest one around the pixels of its digit.
 
         Example:
           >>> digits = np.full((1, 8, 8), 255, np.uint8)
@@ -67,33 +77,41 @@ class Drawing:
         count = len(indices)
         image = np.zeros((count, self.size, self.size), np.uint8)
         box = np.zeros((count, self.most, 4), np.float32)
+        angle = np.zeros((count, self.most), np.float32)
         category = np.zeros((count, self.most), np.int32)
         present = np.zeros((count, self.most), bool)
         for place, index in enumerate(indices):
-            raw = order.raw(1 + self.most * (2 + 2 * TRIES), seed, order.CANVAS, index)
+            drawn = 1 + self.most * (2 + 2 * TRIES)
+            raw = order.raw(drawn + self.most, seed, order.CANVAS, index)
             draws = (raw >> np.uint64(11)) * 2.0**-53  # uniform on [0, 1)
             number, row = 1 + int(draws[0] * self.most), 0
-            for one in draws[1:].reshape(self.most, -1)[:number]:
+            parts = draws[1:drawn].reshape(self.most, -1)[:number]
+            for one, turn in zip(parts, draws[drawn:], strict=False):
                 which = int(one[0] * len(digits))
                 side = self.smallest + int(one[1] * (self.largest - self.smallest + 1))
                 digit = pil.fromarray(digits[which]).resize((side, side), pil.Resampling.BILINEAR)
+                degrees = (2 * turn - 1) * self.turn
+                if self.turn:
+                    digit = digit.rotate(degrees, pil.Resampling.BILINEAR, expand=True)
                 pixels = np.asarray(digit)
+                height, width = pixels.shape
                 ink_y, ink_x = np.nonzero(pixels >= INK)
                 if not len(ink_x):
                     continue
                 limits = ink_x.min(), ink_y.min(), ink_x.max() + 1, ink_y.max() + 1
                 for u, v in one[2:].reshape(TRIES, 2):
-                    x, y = (int(t * (self.size - side + 1)) for t in (u, v))
+                    x, y = int(u * (self.size - width + 1)), int(v * (self.size - height + 1))
                     there = np.array(limits) + np.array([x, y, x, y])
                     if not np.any(_touch(there, box[place, :row])):
-                        area = image[place, y : y + side, x : x + side]
+                        area = image[place, y : y + height, x : x + width]
                         np.maximum(area, np.where(pixels >= INK, pixels, 0), out=area)
                         box[place, row], category[place, row] = there, classes[which]
-                        present[place, row] = True
+                        present[place, row], angle[place, row] = True, degrees
                         row += 1
                         break
         sides = box[..., 2:] - box[..., :2]
         return image[..., None], {
+            "angle": angle,
             "area": sides[..., 0] * sides[..., 1],
             "box": box,
             "category": category,

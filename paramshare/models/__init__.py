@@ -8,15 +8,18 @@ from paramshare.models.path_net import PathNet
 from paramshare.models.resnet import ResNet
 from paramshare.models.resnext import ResNeXt
 from paramshare.models.retinanet import RetinaNet
+from paramshare.models.several import Heads, Networks
 from paramshare.models.vgg import VGG
 from paramshare.models.wide_resnet import WideResNet
 
 __all__ = [
     "VGG",
     "DenseNet",
+    "Heads",
     "Hourglass",
     "MobileNetV2",
     "ModelError",
+    "Networks",
     "PathNet",
     "ResNeXt",
     "ResNet",

@@ -13,6 +13,8 @@ from paramshare.tasks.classification import Classification
 from paramshare.tasks.detection import Detection
 from paramshare.tasks.paths import Paths
 from paramshare.tasks.pose import Pose
+from paramshare.tasks.regression import Regression
+from paramshare.tasks.several import Several
 from paramshare.tasks.task import Measure, Task, TaskError
 
 __all__ = [
@@ -23,6 +25,8 @@ __all__ = [
     "Measure",
     "Paths",
     "Pose",
+    "Regression",
+    "Several",
     "Task",
     "TaskError",
     "normalise",

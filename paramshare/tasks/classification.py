@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from paramshare.tasks.task import Measure, Task, TaskError
+from paramshare.tasks.task import Measure, Task, TaskError, add_title
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,4 +121,4 @@ class Classification(Task):
 
     def draw(self, axes: Any, description: Mapping[str, Any]) -> None:
         """Writes the class above the picture."""
-        axes.set_title(f"class {description['class']} ({description['score']:.0%})")
+        add_title(axes, f"class {description['class']} ({description['score']:.0%})")

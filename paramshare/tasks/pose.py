@@ -57,8 +57,8 @@ class Pose(Task):
     NaN.
 
     Left and right joints are identified by their names, such as "left_knee" and "right_knee".
-    Mirrored training images swap them. Evaluation averages the heatmaps of an image and of its mirror image,
-    if every left joint has a right one.
+    Mirrored training images swap them. Evaluation averages the heatmaps of an image and of its
+    mirror image, if every left joint has a right one.
 
     Attributes:
       joints: names of the J joints.

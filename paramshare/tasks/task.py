@@ -272,6 +272,11 @@ class Task:
             )
 
 
+def add_title(axes: Any, text: str) -> None:
+    """Writes text above a picture, after what other tasks have written there."""
+    axes.set_title(", ".join(filter(None, [axes.get_title(), text])))
+
+
 _KINDS = {"i": "integer", "u": "integer", "f": "float", "b": "bool"}
 
 

@@ -174,6 +174,9 @@ class Config:
     and tested beside them, such as 0.999; None keeps none."""
     label_smoothing: Fraction = 0.0
     """Fraction of the target that is spread evenly over all classes; 0 keeps that of the task."""
+    loss_weights: tuple[str, ...] = ()
+    """Weights of the task's losses, NAME=WEIGHT each; the others have weight 1. Of several tasks,
+    the name of a task weights all its losses."""
     seed: Natural = 0
     """Seed of initial values, order of examples, augmentation, validation split and dropout."""
     mapping: Literal["pmap", "shard_map"] = "pmap"

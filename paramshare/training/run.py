@@ -24,6 +24,7 @@ from paramshare.tasks import Task, TaskError
 from paramshare.training.compression import compressed_network
 from paramshare.training.config import Config, ConfigError, Model, differences
 from paramshare.training.devices import Devices
+from paramshare.training.losses import check_weights, smoothed
 from paramshare.training.optimizer import learning_rate, optimizer
 from paramshare.training.penalty import check_penalty
 from paramshare.training.result import RunFacts
@@ -184,32 +185,21 @@ def prepare(
         raise ConfigError(
             f"epochs is {config.epochs}, which makes {steps:,} steps; at most 2^31 - 1 are possible"
         )
-    task = _smoothed(data.task, config.label_smoothing)
+    task = smoothed(data.task, config.label_smoothing)
     task.check_augment(config.augment, data.input_shape)
     if model is None:
         model = named_network(config, task.network_options(), data.input_shape)
     else:
         config = _with_model(config, model)
         model = compressed_network(model, config)
-    variables, program = check_model(model, config.model.name, data)
+    outputs, variables, program = check_model(model, config.model.name, data)
+    check_weights(config, task, outputs, data.input_shape)
     check_penalty(config, model, variables)
     if config.shard_banks:
         sliced_model(model, mapped.count)
     rate = learning_rate(config, max(1, data.phase_examples // config.batch_size))
     rule = optimizer(config, rate, norm_over(config.shard_banks), steps)
     return Run(config, data, model, task, mapped, rate, rule, program)
-
-
-def _smoothed(task: Task, smoothing: float) -> Task:
-    """The task with the configured label smoothing; 0 keeps what the task has itself."""
-    if not smoothing:
-        return task
-    of_task = getattr(task, "label_smoothing", 0.0)
-    if of_task not in (0.0, smoothing):
-        raise ConfigError(
-            f"label_smoothing is {smoothing}, but the task has {of_task}; it must be 0 or {of_task}"
-        )
-    return task.with_label_smoothing(smoothing)
 
 
 def _with_model(config: Config, model: nn.Module) -> Config:
@@ -325,8 +315,8 @@ def _same_examples(first: Any, second: Any) -> bool:
 
 
 @ops.form("xla")  # whose program is the same on all machines
-def check_model(model: nn.Module, name: str, data: Dataset) -> tuple[Any, str]:
-    """Shapes of the model's variables, and a hash of what the model computes.
+def check_model(model: nn.Module, name: str, data: Dataset) -> tuple[Any, Any, str]:
+    """Shapes of the outputs and variables of a model, and a hash of what it computes.
 
     Raises:
       ConfigError: unless the model takes the data set's inputs and gives the task's outputs.
@@ -354,7 +344,7 @@ def check_model(model: nn.Module, name: str, data: Dataset) -> tuple[Any, str]:
     except TaskError as error:
         raise ConfigError(f"model {name!r} with data set {data.name!r}: {error}") from error
     about = f"{data.task!r} {digest}"
-    return variables, program_digest(about, evaluation, measured=isinstance(model, Shared))
+    return outputs, variables, program_digest(about, evaluation, measured=isinstance(model, Shared))
 
 
 @functools.lru_cache(maxsize=16)  # a trace of the training pass takes longer than one of evaluation

@@ -12,6 +12,7 @@ import optax
 
 from paramshare import ops
 from paramshare.layout import count_leaves
+from paramshare.training.losses import weighted
 from paramshare.training.penalty import penalties
 from paramshare.training.run import Run
 from paramshare.training.slices import BANKS, norm_over
@@ -40,8 +41,8 @@ def make_train_step(
     are skipped; with `config.non_finite` "skip", only this one.
 
     Metrics, the same on all devices:
-      loss: mean over the batch of the sum of the task's losses.
-      loss/NAME: mean of each loss, if the task has several.
+      loss: mean over the batch of the sum of the task's losses, times their weights.
+      loss/NAME: mean of each loss, times its weight, if the task has several.
       the task's `batch_measures`, such as accuracy, over the global batch.
       finite: whether the loss and the gradient are finite.
       orthogonality, recurrence: the configured penalties, without their weights.
@@ -84,7 +85,7 @@ def make_train_step(
                 mutable=list(collections),
                 rngs={"params": key},
             )
-            losses = task.losses(outputs, labels, train=True)
+            losses = weighted(config, task.losses(outputs, labels, train=True))
             means = {name: loss.mean() for name, loss in losses.items()}
             loss = functools.reduce(operator.add, means.values())
             added = penalties(config.penalty, model, trainable)
@@ -246,7 +247,7 @@ def make_eval_step(run: Run) -> Callable[[Any, None, Batch], dict[str, Any]]:
         inputs, labels = batch["input"], batch["label"]
         outputs = eval_outputs(run, model, variables, inputs)
         values = {
-            "losses": task.losses(outputs, labels, train=False),
+            "losses": weighted(run.config, task.losses(outputs, labels, train=False)),
             "statistics": task.statistics(outputs, inputs, labels),
             "weight": batch["weight"],
         }

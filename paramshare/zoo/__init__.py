@@ -3,7 +3,7 @@
 import difflib
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -22,7 +22,7 @@ DEEPEST = 1000
 
 def create_model(
     name: str,
-    num_classes: int | None = None,
+    num_classes: int | Mapping[str, int] | None = None,
     input_shape: tuple[int, ...] | None = None,
     **options: Any,
 ) -> nn.Module:
@@ -32,7 +32,8 @@ def create_model(
       name: such as "wrn-28-10" (depth, width), "swrn-28-10-2" (depth, width, templates) or
         "resnet34-s32u1"; see `list_models`.
       num_classes: outputs of the classifier. Default 1000 for networks for ImageNet, else 10; path
-        nets always have 1 (per cell).
+        nets always have 1 (per cell). Networks for several tasks take the outputs of each task,
+        such as {"digit": 10, "place": 2}.
       input_shape: (height, width, channels) of the images. Default (224, 224, 3) for networks for
         ImageNet, (32, 32, 2) for path nets, else (32, 32, 3).
       **options: options of the network; `options_of` lists them. `dtype` is the compute dtype,
@@ -79,11 +80,7 @@ def create_model(
         num_classes = family.num_classes or (
             1000 if family.input_shape == LARGE and stem != "cifar" else 10
         )
-    if type(num_classes) is not int or not 1 <= num_classes <= LARGEST:
-        raise ModelError(
-            f"{name}: num_classes={num_classes!r}; it must be an integer of at least 1 and at most "
-            f"{LARGEST:,}"
-        )
+    _check_outputs(name, num_classes, by_task=isinstance(family.num_classes, Mapping))
     try:
         model, plan = family.build(**arguments, num_classes=num_classes, **options)
         image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -94,6 +91,24 @@ def create_model(
         return model
     except (ValueError, TypeError) as error:
         raise ModelError(f"{name}: {error}") from None
+
+
+def _check_outputs(name: str, num_classes: Any, *, by_task: bool) -> None:
+    """`ModelError` unless it is a number of outputs, or one for each of several tasks."""
+    numbers = [num_classes]
+    if by_task and isinstance(num_classes, Mapping):
+        numbers = list(num_classes.values())
+    if by_task and not (isinstance(num_classes, Mapping) and numbers):
+        raise ModelError(
+            f"{name}: num_classes={num_classes!r}; it must be the number of outputs of each task, "
+            'such as {"digit": 10, "place": 2}'
+        )
+    for number in numbers:
+        if type(number) is not int or not 1 <= number <= LARGEST:
+            raise ModelError(
+                f"{name}: num_classes={num_classes!r}; it must be an integer of at least 1 and at "
+                f"most {LARGEST:,}{' for each task' * by_task}"
+            )
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -141,7 +156,10 @@ def _find(name: str) -> tuple[Family, dict[str, Any]]:
     near = difflib.get_close_matches(name, list_models(), n=3, cutoff=0.3)
     nearest = f"nearest: {', '.join(near)}" if near else "`list_models()` lists all"
     if same_form:
-        about = " or ".join(f"{family.about}, such as {family.examples[0]}" for family in same_form)
+        about = " or ".join(
+            f"{family.about}, such as {family.examples[0]}" if family.examples else family.about
+            for family in same_form
+        )
         raise ModelError(
             f"there is no network {name!r}; names of the form {same_form[0].form} are: {about}; "
             f"{nearest}"
@@ -150,7 +168,7 @@ def _find(name: str) -> tuple[Family, dict[str, Any]]:
     same_head = {
         family.form: family.examples[0]
         for family in FAMILIES
-        if "{" in family.form and re.split(r"\d|-?\{", family.form)[0] == head
+        if family.examples and "{" in family.form and re.split(r"\d|-?\{", family.form)[0] == head
     }
     if same_head:
         forms = difflib.get_close_matches(name, sorted(same_head), n=2, cutoff=0)

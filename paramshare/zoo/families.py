@@ -32,6 +32,7 @@ from paramshare.zoo.residual import (
     resnet,
 )
 from paramshare.zoo.ring import ring_resnet
+from paramshare.zoo.several import networks_for_tasks
 from paramshare.zoo.wide import soft_wide_bottleneck, soft_wide_resnet, wide_bottleneck
 
 imagenet = partial(Family, input_shape=LARGE, options=STEM_OPTIONS)
@@ -263,4 +264,10 @@ GRID_NETWORKS = (
 )
 
 # A name belongs to the first family that has its form and accepts its arguments.
-FAMILIES = (*CLASSIFIERS, *detectors(CLASSIFIERS), *pose_networks(), *GRID_NETWORKS)
+FAMILIES = (
+    *CLASSIFIERS,
+    *detectors(CLASSIFIERS),
+    *pose_networks(),
+    *networks_for_tasks(CLASSIFIERS),
+    *GRID_NETWORKS,
+)

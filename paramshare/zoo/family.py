@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -26,14 +26,16 @@ class Family:
     Attributes:
       form: the names, with their arguments in braces: "wrn-{depth}-{width}".
       about: description in one line.
-      examples: the names that `list_models` lists.
+      examples: the names that `list_models` lists; at least one, unless other families of
+        classifiers have the same form behind another prefix.
       build: takes the arguments in the name, `num_classes` and the options as keyword arguments;
         returns the model and the plan that shares its weights, or None for the plan.
       exists: whether there is a network with these arguments in its name, passed as keyword
         arguments; None for all that `build` takes.
       input_shape: (height, width, channels) of the images that the networks were designed for.
       options: names of the options of `build`.
-      num_classes: default number of outputs; None for 1000 with images of ImageNet's size, else 10.
+      num_classes: default number of outputs, by task for networks for several tasks; None for 1000
+        with images of ImageNet's size, else 10.
     """
 
     form: str
@@ -43,7 +45,7 @@ class Family:
     exists: Callable[..., bool] | None = None
     input_shape: tuple[int, int, int] = SMALL
     options: tuple[str, ...] = OPTIONS
-    num_classes: int | None = None
+    num_classes: int | Mapping[str, int] | None = None
 
     def parse(self, name: str) -> dict[str, Any] | None:
         """The arguments of `build` in a name of this form; None if the name has another form."""

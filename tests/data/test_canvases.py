@@ -74,9 +74,42 @@ def test_the_set_keeps_test_digits_apart(tmp_path):
     assert config.load(seed=1).digest == data.digest
 
 
+def test_digits_are_turned_by_their_angles():
+    """The ink of a bar has the direction of its angle."""
+    bar = np.zeros((1, 40, 40), np.uint8)
+    bar[:, 18:22] = 255
+    options = {"size": 64, "most": 1, "smallest": 40, "largest": 40}
+    straight, labels = Drawing(**options).draw(bar, np.array([0]), 0, range(20))
+    turned, turned_labels = Drawing(turn=80, **options).draw(bar, np.array([0]), 0, range(20))
+    assert not labels["angle"].any() and np.ptp(turned_labels["angle"]) > 80
+    for image, angle in zip(turned, turned_labels["angle"][:, 0], strict=True):
+        y, x = np.nonzero(image[..., 0] > 100)
+        direction = np.linalg.eigh(np.cov(np.stack([x, -y])))[1][:, 1]  # y runs down
+        assert abs(direction @ [np.cos(np.radians(angle)), np.sin(np.radians(angle))]) > 0.999
+    assert not np.array_equal(straight, turned)
+
+
+def test_several_tasks_have_the_class_the_centre_and_the_angle():
+    drawing = Drawing(size=32, most=1, smallest=10, largest=18, turn=60)
+    data: Any = Canvases(task="several", examples=50, tests=5, drawing=drawing).load()
+    assert [name for name, _ in data.task.tasks] == ["angle", "digit", "place"]
+    for example in (data.train[i] for i in range(50)):
+        y, x = np.nonzero(example["input"][..., 0])
+        centre = (x.min() + x.max() + 1) / 2, (y.min() + y.max() + 1) / 2
+        assert example["label"]["place"].tolist() == list(centre)
+        assert abs(example["label"]["angle"][0]) <= 60
+
+
+@pytest.mark.parametrize("drawing", [Drawing(most=2, turn=60), Drawing(most=1)])
+def test_several_tasks_need_one_turned_digit(drawing):
+    with pytest.raises(DataError, match="needs one turned digit on a canvas"):
+        Canvases(task="several", drawing=drawing)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"size": 40, "turn": 10, "largest": 27}, "largest must be at most 26"),
         ({"smallest": 20, "largest": 10}, "smallest must be at most largest"),
         ({"size": 16}, "largest at most size"),
         ({"most": 0}, "most must be greater"),

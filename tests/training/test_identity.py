@@ -21,7 +21,7 @@ class Coded(nn.Module):
 
 
 def digest(data) -> str:
-    return check_model(Coded(), "coded", data)[1]
+    return check_model(Coded(), "coded", data)[2]
 
 
 def test_constants_training_code_literals_and_the_task_are_part_of_the_digest(digits, monkeypatch):

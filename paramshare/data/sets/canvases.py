@@ -1,4 +1,8 @@
-"""Digits on canvases: object detection without a download."""
+"""Digits on canvases: object detection, and several tasks, without a download."""
+
+from typing import Any, Literal
+
+import numpy as np
 
 from paramshare.data import statistics
 from paramshare.data.canvases import Drawing
@@ -8,7 +12,7 @@ from paramshare.data.registry import DataConfig, register
 from paramshare.data.sets.digits import Digits
 from paramshare.data.sets.idx import Folder, Idx
 from paramshare.data.sources import ArraySource
-from paramshare.tasks import Classification, Detection
+from paramshare.tasks import Classification, Detection, Regression, Several, Task
 from paramshare.tasks.config import Count, Fraction
 
 PARTS = ("train", "validation", "test")
@@ -16,13 +20,16 @@ PARTS = ("train", "validation", "test")
 
 @register("canvases")
 class Canvases(DataConfig):
-    """Several digits on a canvas, with boxes and classes.
+    """Several digits on a canvas, with boxes and classes; or one, with class, place and angle.
 
     The digits are scikit-learn's, 8x8, or those of a folder of IDX files such as MNIST's. Digits of
     test canvases are test digits; validation canvases have digits of the training part.
     """
 
     name: str = "canvases"
+    task: Literal["detection", "several"] = "detection"
+    """What to predict: the boxes and classes of all digits; or the class (`digit`), the centre in
+    pixels (`place`) and the angle in degrees (`angle`) of one turned digit, as several tasks."""
     path: Folder = None
     """Folder of four IDX files; stored as an absolute path. None for the digits of scikit-learn."""
     data_dir: str | None = None
@@ -36,6 +43,14 @@ class Canvases(DataConfig):
     drawing: Drawing = Drawing()
     """How canvases are drawn."""
 
+    def __post_init__(self) -> None:
+        if self.task == "several" and (self.drawing.most > 1 or not self.drawing.turn):
+            raise ValueError(
+                f'data.task "several" needs one turned digit on a canvas, but data.drawing.most is '
+                f"{self.drawing.most} and data.drawing.turn is {self.drawing.turn:g}; set them to "
+                "1 and, for example, 60"
+            )
+
     def load(self, seed: int = 0) -> Dataset:
         """The canvases, drawn in some seconds. They do not depend on the seed."""
         del seed
@@ -45,7 +60,8 @@ class Canvases(DataConfig):
         def part(name: str, count: int) -> ArraySource:
             source = digits["test" if name == "test" else "train"]
             image, label = source.input[..., 0], source.label
-            return ArraySource(*self.drawing.draw(image, label, PARTS.index(name), range(count)))
+            images, labels = self.drawing.draw(image, label, PARTS.index(name), range(count))
+            return ArraySource(images, self._labels(labels))
 
         train = part("train", self.examples)
         mean, std = statistics.mean_and_std(train.input)
@@ -54,10 +70,30 @@ class Canvases(DataConfig):
             train=train,
             validation=part("validation", count),
             test=part("test", self.tests),
-            task=Detection(tuple(map(str, range(classes))), max_boxes=self.drawing.most),
+            task=self._task(classes),
             input_shape=(self.drawing.size, self.drawing.size, 1),
             mean=mean,
             std=std,
+        )
+
+    def _labels(self, drawn: dict[str, np.ndarray]) -> dict[str, Any]:
+        """The labels of canvases that the task has."""
+        angle = drawn.pop("angle")
+        if self.task == "detection":
+            return drawn
+        corners = drawn["box"][:, 0].reshape(-1, 2, 2)
+        return {"angle": angle, "digit": drawn["category"][:, 0], "place": corners.mean(axis=1)}
+
+    def _task(self, classes: int) -> Task:
+        if self.task == "detection":
+            return Detection(tuple(map(str, range(classes))), max_boxes=self.drawing.most)
+        half = self.drawing.size / 2
+        return Several(
+            {
+                "angle": Regression(("angle",), scale=self.drawing.turn),
+                "digit": Classification(classes),
+                "place": Regression(("x", "y"), mean=half, scale=half),
+            }
         )
 
     def _digits(self) -> tuple[dict[str, ArraySource], int]:
