@@ -65,17 +65,15 @@ def add(command: Any) -> None:
 
 def _compress(args: argparse.Namespace, overrides: list[str]) -> int:
     from paramshare.shared import Shared
-    from paramshare.storage import write_bytes
-    from paramshare.training.compression import further
+    from paramshare.training.compression import further, pack_run
     from paramshare.training.workdir import stored_variables
     from paramshare.transform.compress import (
         banks_table,
         compressed_banks,
-        finalise,
         prune,
         quantise,
     )
-    from paramshare.transform.packing import PACKED, pack
+    from paramshare.transform.packing import PACKED
 
     asked, resume = _settings(args), _is_begun(args)
     run, variables, step = load_source(args, overrides, resume=resume)
@@ -99,10 +97,9 @@ def _compress(args: argparse.Namespace, overrides: list[str]) -> int:
     final = derived.variables
     if args.output:
         final, step = stored_variables(run_path(args.output), target.shapes, "last")
-    _, final = finalise(target.model, final)  # pyright: ignore[reportArgumentType]
-    banks, packed = compressed_banks(variables, final), pack(final)
-    if args.output:
-        write_bytes(run_path(args.output) / PACKED, packed.content)
+    assert isinstance(target.model, Shared)
+    final, packed = pack_run(target.model, final, run_path(args.output) if args.output else None)
+    banks = compressed_banks(variables, final)
     if args.json:
         about = {"banks": [dataclasses.asdict(bank) for bank in banks], "bytes": packed.as_json()}
         print(json.dumps(derived.as_json() | about))

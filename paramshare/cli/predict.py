@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from paramshare.training.run import Run
 
-BATCH = 8
-
 
 def add(command: Any) -> None:
     """Declares the command."""
@@ -63,29 +61,16 @@ def _descriptions(
     run: "Run", variables: Any, pictures: Sequence["np.ndarray"]
 ) -> Iterator[dict[str, Any]]:
     """What the network predicts for each picture, in its own pixels."""
-    import jax
-    import jax.numpy as jnp
     import numpy as np
 
-    from paramshare import ops
-    from paramshare.training.step import eval_outputs
+    from paramshare.report.predictions import BATCH, predictor
 
-    @jax.jit
-    @ops.form(run.config.ops)
-    def predict(variables: Any, inputs: Any) -> Any:
-        outputs = eval_outputs(run, run.model, variables, inputs)
-        return run.task.predict(outputs, run.data.input_shape)
-
-    for first in range(0, len(pictures), BATCH):
+    predict = predictor(run, variables)
+    for first in range(0, len(pictures), BATCH):  # not all inputs need to fit into memory
         views = [run.data.view(image) for image in pictures[first : first + BATCH]]
-        inputs = np.stack([view.input for view in views])
-        fill = np.zeros((BATCH - len(views), *inputs.shape[1:]), inputs.dtype)
-        predictions = jax.device_get(
-            predict(variables, jnp.asarray(np.concatenate([inputs, fill])))
-        )
-        for number, view in enumerate(views):
-            one = jax.tree.map(lambda leaf, i=number: leaf[i], predictions)
-            yield run.task.describe(one, view.original)
+        predictions, _ = predict(np.stack([view.input for view in views]))
+        for view, prediction in zip(views, predictions, strict=True):
+            yield run.task.describe(prediction, view.original)
 
 
 def _names(files: Sequence[str]) -> list[str]:

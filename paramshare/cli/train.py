@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import pathlib
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from paramshare.training.result import Result, RunFacts
     from paramshare.training.run import Run
 
+INDENT = " " * 15
 ABOUT = """Trains a network, or resumes an interrupted run. CONFIG is a Python file that sets
 `config`; the options below override its fields. Leave CONFIG out to resume the run in DIR."""
 
@@ -230,10 +232,20 @@ def report(run: "Run", workdir: pathlib.Path, result: "Result") -> None:
     from paramshare.measure.snapshots import THRESHOLDS
     from paramshare.report.page import write_report
     from paramshare.report.pictures import learning_curves
+    from paramshare.report.predictions import PREDICTIONS, draw_examples
     from paramshare.report.record import read_run
+    from paramshare.shared import Shared
+    from paramshare.training.compression import pack_run
+    from paramshare.training.workdir import stored_variables
 
     if jax.process_index() != 0:
         return
+    variables, _ = stored_variables(workdir, run.shapes)
+    examples = [workdir / PREDICTIONS]
+    if not draw_examples(run, variables, examples[0]):
+        examples = []
+    if run.config.compression.active and isinstance(run.model, Shared):
+        pack_run(run.model, variables, workdir)
     record = read_run(workdir, model=run.model)
     marks = {"last epoch": result.last_score}
     if result.selected_score is not None:
@@ -244,6 +256,7 @@ def report(run: "Run", workdir: pathlib.Path, result: "Result") -> None:
         pictures += draw(
             workdir, record.now, record.snapshots, record.layout, THRESHOLDS, record.title
         )
+    pictures += examples
     page = write_report(record, workdir)
     print(f"\n{record.title}: {describe(result, run.task.measures)}")
     for picture in pictures:
@@ -261,6 +274,8 @@ def describe(result: "Result", measures: Sequence["Measure"]) -> str:
         f"parameters     {counts['trainable']:,} trainable: {parts}",
         f"{'test ' + score.title:<14} {result.last.describe(score)} after the last epoch",
     ]
+    more = [f"{m.title} {m.format(result.last.measures[m.name])}" for m in measures]
+    lines += textwrap.wrap(", ".join(more[1:]), 90, initial_indent=INDENT, subsequent_indent=INDENT)
     if result.selected:
         lines.append(
             f"{'':<14} {result.selected.test.describe(score)} at epoch {result.selected.epoch}, "

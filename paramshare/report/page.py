@@ -4,6 +4,7 @@ The Python prepares plain data. The HTML, its style and its script are in `templ
 escapes every value that it puts into them.
 """
 
+import base64
 import dataclasses
 import functools
 import json
@@ -66,6 +67,8 @@ def html_report(record: Record) -> str:
             notes=record.notes,
             settings=_settings(record),
             curves=_curves(record),
+            measures=_measures(record),
+            examples=base64.b64encode(record.examples).decode() if record.examples else "",
             built=record.cost is not None,
             layout=record.layout is not None,
             similarity=similarity_section(record.layout, snapshots) if record.layout else None,
@@ -126,6 +129,8 @@ def _cards(record: Record) -> list[Card]:
         if plain:
             share = f", {counts['trainable'] / plain:.1%} of {plain:,} without sharing"
         cards.append(Card(f"{counts['trainable']:,}", f"trainable parameters{share}"))
+    if record.packed is not None:
+        cards.append(Card(f"{record.packed:,}", "bytes of the compressed variables, packed"))
     if result and result.images_per_second:
         cards.append(Card(f"{result.images_per_second:,.0f}", "training examples per second"))
     if result:
@@ -149,7 +154,29 @@ def _curves(record: Record) -> list[Chart]:
                 levels=levels,
             )
         )
+    for number, chart in enumerate(record.result.last.curves if record.result else ()):
+        drawn = line_chart(
+            chart.lines, name=f"test{number}", title=f"{chart.title}, test", x_label=chart.x_label
+        )
+        charts.append(drawn)
     return charts
+
+
+def _measures(record: Record) -> Table | None:
+    """All measures on the test set; None for tasks with one."""
+    result = record.result
+    if result is None or len(result.measures) < 2:
+        return None
+    tests = {"last epoch": result.last}
+    if result.selected:
+        tests[f"epoch {result.selected.epoch}, selected"] = result.selected.test
+    if result.ema:
+        tests["moving average"] = result.ema
+    rows = [
+        (measure.title, *(measure.format(test.measures[measure.name]) for test in tests.values()))
+        for measure in result.measures
+    ]
+    return Table(("test", *tests), rows, right=range(1, len(tests) + 1))
 
 
 def _series(record: Record, name: str) -> dict[str, list[tuple[Any, Any]]]:

@@ -12,6 +12,7 @@ from paramshare.layout import Layout
 from paramshare.measure.cost import Cost, cost
 from paramshare.measure.snapshots import THRESHOLDS, Snapshot, make_snapshot, snapshots
 from paramshare.models import ModelError
+from paramshare.report.predictions import PREDICTIONS
 from paramshare.shared import Shared
 from paramshare.storage import run_path
 from paramshare.tasks import Measure
@@ -28,6 +29,7 @@ from paramshare.training.workdir import (
     stored_network,
 )
 from paramshare.transform.folding import Folded, FoldError, fold
+from paramshare.transform.packing import PACKED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Record:
       now: the layers' similarity in the newest state.
       foldings: the newest state folded by `paramshare.fold`, once per threshold.
       notes: what is missing from the record, and why.
+      examples: `predictions.png`, predictions for test examples; None if there is none.
+      packed: bytes of the workdir's `variables.pack`; None if there is none.
     """
 
     config: Config
@@ -58,6 +62,8 @@ class Record:
     now: Snapshot | None = None
     foldings: Sequence[Folded] = ()
     notes: Sequence[str] = ()
+    examples: bytes | None = None
+    packed: int | None = None
 
     @property
     def title(self) -> str:
@@ -115,6 +121,10 @@ def read_run(workdir: str | pathlib.Path, model: nn.Module | None = None) -> Rec
         )
     except (CheckpointError, FoldError) as error:
         notes.append(f"{error}.")
+    if (workdir / PREDICTIONS).is_file():
+        fields["examples"] = (workdir / PREDICTIONS).read_bytes()
+    if (workdir / PACKED).is_file():
+        fields["packed"] = (workdir / PACKED).stat().st_size
     return Record(config, lines, result, snapshots=snapshots(lines), notes=tuple(notes), **fields)
 
 

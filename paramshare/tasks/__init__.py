@@ -15,12 +15,13 @@ from paramshare.tasks.paths import Paths
 from paramshare.tasks.pose import Pose
 from paramshare.tasks.regression import Regression
 from paramshare.tasks.several import Several
-from paramshare.tasks.task import Measure, Task, TaskError
+from paramshare.tasks.task import Curves, Measure, Task, TaskError
 
 __all__ = [
     "Augment",
     "AugmentError",
     "Classification",
+    "Curves",
     "Detection",
     "Measure",
     "Paths",

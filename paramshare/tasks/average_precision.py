@@ -8,6 +8,7 @@ import numpy as np
 
 from paramshare.tasks.task import TaskError
 
+MOST_LINES = 4  # categories that have their own line in a chart
 NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
 
@@ -43,6 +44,62 @@ def average_precision(
       >>> average_precision(detected, labels, ["cat"])["ap"]
       1.0
     """
+    names = [*NAMES, "ar", *(f"ap/{name}" for name in categories)]
+    scored = _scored(detected, labels, categories)
+    if scored is None:
+        return dict.fromkeys(names, float("nan"))
+    precision_TxRxK = _precision(scored)
+    values = [*scored.stats[:6], scored.stats[8]] + [
+        float(np.mean(precision_TxRxK[:, :, k])) for k in range(len(categories))
+    ]
+    return named(names, values)
+
+
+def precision_recall(
+    detected: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    categories: Sequence[str],
+) -> dict[str, list[tuple[float, float]]]:
+    """Precision at recalls of 0, 0.01, ..., 1, interpolated as COCO does.
+
+    Args:
+      detected: as for `average_precision`.
+      labels: as for `average_precision`.
+      categories: names of the categories.
+
+    Returns:
+      Points (recall, precision) of the mean over categories at the IoU thresholds 0.5 and 0.75 and,
+      of up to four categories, of each at 0.5; empty where there is no object.
+    """
+    scored = _scored(detected, labels, categories)
+    if scored is None:
+        return {}
+    precision_TxRxK = _precision(scored)
+    recall_R, (half, three_quarters) = scored.params.recThrs, (0, 5)  # of 0.5, 0.55, ..., 0.95
+    seen = [k for k in range(len(categories)) if precision_TxRxK[0, 0, k] >= 0]
+    lines = {
+        "all, IoU 0.5": precision_TxRxK[half][:, seen].mean(axis=1),
+        "all, IoU 0.75": precision_TxRxK[three_quarters][:, seen].mean(axis=1),
+    }
+    if 1 < len(categories) <= MOST_LINES:
+        lines |= {f"{categories[k]}, IoU 0.5": precision_TxRxK[half, :, k] for k in seen}
+    return {
+        name: [(round(float(x), 2), round(float(y), 4)) for x, y in zip(recall_R, y_R, strict=True)]
+        for name, y_R in lines.items()
+    }
+
+
+def _precision(scored: Any) -> np.ndarray:
+    """(thresholds, recalls, categories): for objects of all sizes and 100 detections; -1: none."""
+    return scored.eval["precision"][:, :, :, 0, -1]
+
+
+def _scored(
+    detected: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    categories: Sequence[str],
+) -> Any:
+    """The evaluator, after it has run; None if there is no object."""
     scale_Nx1x4 = np.tile(np.asarray(labels["scale"], np.float64), 2)[:, None]
     images = [{"id": i + 1} for i in range(len(scale_Nx1x4))]
     kinds = [{"id": k + 1, "name": name} for k, name in enumerate(categories)]
@@ -68,17 +125,9 @@ def average_precision(
         }
         for box, image, row in zip(found_Rx4, image_R, rows, strict=True)
     ]
-    names = [*NAMES, "ar", *(f"ap/{name}" for name in categories)]
     if not truth:
-        return dict.fromkeys(names, float("nan"))
-    truth = {"images": images, "categories": kinds, "annotations": truth}
-    scored = evaluated(truth, found, "bbox")
-    # (thresholds, recalls, categories, areas, detections): all areas, 100 detections.
-    precision_TxRxK = scored.eval["precision"][:, :, :, 0, -1]
-    values = [*scored.stats[:6], scored.stats[8]] + [
-        float(np.mean(precision_TxRxK[:, :, k])) for k in range(len(categories))
-    ]
-    return named(names, values)
+        return None
+    return evaluated({"images": images, "categories": kinds, "annotations": truth}, found, "bbox")
 
 
 def evaluated(truth: Any, found: Any, kind: str, **options: Any) -> Any:

@@ -11,8 +11,8 @@ import optax
 
 from paramshare.tasks import boxes
 from paramshare.tasks.augment import Augment, Draws, move
-from paramshare.tasks.average_precision import average_precision
-from paramshare.tasks.task import Measure, Task, TaskError
+from paramshare.tasks.average_precision import average_precision, precision_recall
+from paramshare.tasks.task import Curves, Measure, Task, TaskError
 
 ALPHA, GAMMA, BETA = 0.25, 2.0, 1 / 9
 CANDIDATES = 1000
@@ -241,6 +241,12 @@ class Detection(Task):
     def reduce(self, statistics: Any) -> dict[str, float]:
         """COCO's measures, by faster-coco-eval."""
         return average_precision(statistics["detected"], statistics["labels"], self.categories)
+
+    def curves(self, statistics: Any) -> tuple[Curves, ...]:
+        """Precision against recall."""
+        detected, labels = statistics["detected"], statistics["labels"]
+        lines = precision_recall(detected, labels, self.categories)
+        return (Curves("Precision", "recall", lines),) if lines else ()
 
     def predict(self, outputs: Any, input_shape: tuple[int, ...]) -> dict[str, jax.Array]:
         """The boxes, as `detect` gives them."""

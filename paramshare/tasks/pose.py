@@ -344,6 +344,10 @@ class Pose(Task):
         del input_shape
         return self.decode(outputs)
 
+    def heatmap(self, outputs: Any) -> jax.Array:
+        """The highest of the joints' heatmaps of the last stage at each place."""
+        return jnp.max(outputs[:, -1], axis=-1)
+
     def describe(self, prediction: Any, original: Callable[[Any], Any]) -> dict[str, Any]:
         """`joints`: the name of each, its place in pixels of the picture, and its score."""
         places_Jx2 = original(prediction["joint"])

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from paramshare.tasks.augment import Augment, Draws
-from paramshare.tasks.task import Measure, Task, TaskError
+from paramshare.tasks.task import Curves, Measure, Task, TaskError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +183,14 @@ class Several(Task):
             "mean": float(np.mean(scores)),
             **{f"{name}/{key}": x for name, result in values.items() for key, x in result.items()},
         }
+
+    def curves(self, statistics: Any) -> tuple[Curves, ...]:
+        """The charts of all tasks."""
+        return tuple(
+            dataclasses.replace(chart, title=f"{name}: {chart.title}")
+            for name, task in self._pairs
+            for chart in task.curves(statistics[name])
+        )
 
     def predict(self, outputs: Any, input_shape: tuple[int, ...]) -> dict[str, Any]:
         """What each task predicts."""

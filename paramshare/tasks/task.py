@@ -44,6 +44,20 @@ class Measure:
         return format(value, self.format_spec)
 
 
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """A chart of whole-set results for the report, such as precision against recall."""
+
+    title: str
+    """Shown above the chart; says what the y axis is."""
+    x_label: str
+    """Label of the x axis."""
+    lines: dict[str, list[tuple[float, float]]]
+    """Points (x, y) of each line, by its label."""
+
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")  # when read from a file
+
+
 class Task:
     """What a network is trained to do. Subclasses are frozen dataclasses and so hashable.
 
@@ -148,6 +162,15 @@ class Task:
         """
         raise NotImplementedError
 
+    def curves(self, statistics: Any) -> tuple[Curves, ...]:
+        """Charts of the results over a whole data set, for the report; by default none.
+
+        Args:
+          statistics: as for `reduce`.
+        """
+        del statistics
+        return ()
+
     def predict(self, outputs: Any, input_shape: tuple[int, ...]) -> Any:
         """What the outputs of a batch stand for, such as boxes: a pytree of (B, ...) arrays.
 
@@ -160,6 +183,11 @@ class Task:
         """
         del outputs, input_shape
         raise TaskError(f"predictions of the task {self.name!r} cannot be shown")
+
+    def heatmap(self, outputs: Any) -> jax.Array | None:
+        """Maps (B, h, w) over the whole images that pictures of the report show; None for none."""
+        del outputs
+        return None
 
     def describe(self, prediction: Any, original: Callable[[Any], Any]) -> dict[str, Any]:
         """The prediction for one image as JSON values.

@@ -1,12 +1,21 @@
 """Networks compressed by configuration: `config.compression` quantises banks."""
 
 import dataclasses
+import pathlib
+from typing import Any
 
 import flax.linen as nn
 
 from paramshare.shared import Shared
+from paramshare.storage import write_bytes
 from paramshare.training.config import Compression, Config, ConfigError
-from paramshare.transform.compress import CompressError, matching_banks, quantised_layout
+from paramshare.transform.compress import (
+    CompressError,
+    finalise,
+    matching_banks,
+    quantised_layout,
+)
+from paramshare.transform.packing import PACKED, Packed, pack
 
 
 def compressed_network(model: nn.Module, config: Config) -> nn.Module:
@@ -31,6 +40,23 @@ def compressed_network(model: nn.Module, config: Config) -> nn.Module:
     except CompressError as error:
         raise ConfigError(f"compression of {config.model.name!r}: {error}") from None
     return model.clone(layout=layout)
+
+
+def pack_run(
+    model: Shared, variables: dict[str, Any], workdir: pathlib.Path | None
+) -> tuple[dict[str, Any], Packed]:
+    """The final variables of a compressed network, and their packed form.
+
+    Args:
+      model: the network, with its banks under `Compressed`.
+      variables: as trained.
+      workdir: where `variables.pack` is written; None for nowhere.
+    """
+    final = finalise(model, variables)[1]
+    packed = pack(final)
+    if workdir is not None:
+        write_bytes(workdir / PACKED, packed.content)
+    return final, packed
 
 
 def further(before: Compression, asked: Compression) -> Compression:

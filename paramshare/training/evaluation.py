@@ -22,19 +22,19 @@ class NonFinite(ParamshareError):
     exit_code: ClassVar[int] = 1
 
 
-def make_evaluate(run: Run) -> Callable[[Any, Source], Evaluation]:
-    """A function `(variables, source) -> Evaluation` over all examples of a source.
+def make_evaluate(run: Run) -> Callable[..., Evaluation]:
+    """A function `(variables, source, *, curves=False) -> Evaluation` over a source's examples.
 
     The task reduces its statistics on the host over the whole source, so a measure need not be a
-    mean over examples. The step is compiled once for each shape of inputs. The function raises
-    `NonFinite` if the loss of an example is not finite, and `TaskError` if the task reduces to
-    other measures than it declares.
+    mean over examples; with `curves`, it makes its charts, too. The step is compiled once for each
+    shape of inputs. The function raises `NonFinite` if the loss of an example is not finite, and
+    `TaskError` if the task reduces to other measures than it declares.
     """
     step = run.devices.map(make_eval_step(run), divided=run.divided(run.shapes.variables))
     names = {measure.name for measure in run.task.measures}
     batch_size = -(-run.config.batch_size // run.devices.count) * run.devices.count
 
-    def evaluate(variables: Any, source: Source) -> Evaluation:
+    def evaluate(variables: Any, source: Source, *, curves: bool = False) -> Evaluation:
         # Replicated once; a mapped call would copy the variables for each batch.
         variables = run.place(variables)
         waiting: list[Any] = []
@@ -63,7 +63,8 @@ def make_evaluate(run: Run) -> Callable[[Any, Source], Evaluation]:
                 f"reduce of the task {run.task.name!r} returns {sorted(measures)}; it must return "
                 f"its measures, {sorted(names)}"
             )
-        return Evaluation(sum(losses.values()), count, measures, losses)
+        charts = run.task.curves(statistics_N) if curves else ()
+        return Evaluation(sum(losses.values()), count, measures, losses, charts)
 
     return evaluate
 

@@ -57,6 +57,7 @@ def weighted(config: Config, losses: dict[str, jax.Array]) -> dict[str, jax.Arra
     name; a loss's own weight goes before its task's.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> losses = {"place/huber": jnp.ones(1), "digit/cross_entropy": jnp.ones(1)}
       >>> weighted(Config(loss_weights=("place=2",)), losses)["place/huber"].item()
       2.0

@@ -10,7 +10,7 @@ import pydantic
 from pydantic.dataclasses import dataclass
 
 from paramshare.storage import read_json, run_path, write_json
-from paramshare.tasks import Measure
+from paramshare.tasks import Curves, Measure
 from paramshare.training.checkpoint import CheckpointError
 
 # JSON has no NaN and no infinity; they are written as strings, which `Number` reads back.
@@ -69,6 +69,13 @@ class Evaluation(_Stored):
     """The task's measures over the whole set, by name."""
     losses: dict[str, Number] = dataclasses.field(default_factory=dict)
     """Mean of each loss over the examples, by name."""
+    curves: tuple[Curves, ...] = ()
+    """The task's charts over the whole set; only of the last epoch on the test set."""
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_empty_curves(self, serialise: Any) -> dict[str, Any]:
+        fields = serialise(self)
+        return fields if self.curves else {k: x for k, x in fields.items() if k != "curves"}
 
     def describe(self, measure: Measure) -> str:
         """A measure as text, with the number of examples.
@@ -138,6 +145,8 @@ class Result(_Stored):
     """Wall time of the whole run, over all its parts if it was resumed."""
     images_per_second: float | None = None
     """Training speed, without compilation, validation and saving; None if no step was timed."""
+    measures: tuple[Measure, ...] = ()
+    """All measures of the task; () where they were not stored."""
     devices: str = ""
     """Number and kind of the devices."""
     jax: str = ""

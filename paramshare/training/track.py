@@ -14,7 +14,6 @@ import jaxlib.version
 import numpy as np
 import optax
 
-from paramshare.data import Source
 from paramshare.errors import warn
 from paramshare.ops.xla import ynnpack_convolutions
 from paramshare.shared import count
@@ -26,10 +25,11 @@ from paramshare.training.result import Evaluation, Result, Selected
 from paramshare.training.run import OPERATIONS, Run
 from paramshare.training.state import State
 from paramshare.training.workdir import RESULT, check_origin
+from paramshare.transform.packing import PACKED
 
 # A run that is killed while it saves its first checkpoint may have lines of these further epochs.
 UNSAVED_EPOCHS = 2
-Evaluate = Callable[[Any, Source], Evaluation]
+Evaluate = Callable[..., Evaluation]  # as `make_evaluate` returns it
 
 
 @dataclasses.dataclass
@@ -159,6 +159,8 @@ class Track:
                 "slightly from those of an uninterrupted run"
             )
         progress.environment = now
+        if jax.process_index() == 0:
+            (self.workdir / PACKED).unlink(missing_ok=True)  # of variables that now change
         self.metrics = MetricsFile(  # before anything is dropped: it may fail
             self.workdir,
             int(state.step),
@@ -305,7 +307,7 @@ class Track:
         """
         run, progress = self.run, self.progress
         try:
-            last = evaluate(variables, run.data.test)
+            last = evaluate(variables, run.data.test, curves=True)
         except NonFinite as error:
             selected = f"; epoch {progress.best_epoch} is in {self.best.folder}"
             raise NonFinite(
@@ -342,6 +344,7 @@ class Track:
             epochs=run.config.epochs,
             steps=run.steps,
             score=run.facts.score,
+            measures=run.task.measures,
             last=last,
             others=others,
             selected=selected,

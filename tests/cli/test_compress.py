@@ -169,3 +169,19 @@ def test_what_cannot_be_compressed(refused, compressed, tmp_path):
     begin(run, jax.jit(run.init)().variables, tmp_path / "plain", {})
     error = refused("compress", tmp_path / "plain", "--bits", 4)
     assert "wrn-10-1 shares no weights, so it has no banks to compress" in error
+
+
+def test_further_training_packs_again(command, source, tmp_path):
+    """A run that is compressed without fine-tuning, then trained: its file has the new numbers."""
+    output = tmp_path / "run"
+    command("compress", source, *OPTIONS[:-2], "--output", output)
+    before = (output / PACKED).read_bytes()
+    command("train", "--workdir", output)
+    run, variables, _ = load_run(output)
+    assert isinstance(run.model, Shared)
+    after = load_packed(output / PACKED)
+    final = finalise(run.model, variables)[1]
+    for path, bank in jax.tree_util.tree_leaves_with_path(final["banks"]):
+        stored = dict(jax.tree_util.tree_leaves_with_path(after["banks"]))[path]
+        np.testing.assert_array_equal(stored, bank)
+    assert (output / PACKED).read_bytes() != before

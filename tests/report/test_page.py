@@ -19,6 +19,7 @@ from paramshare.report.charts import heat_colours
 from paramshare.report.page import html_report, write_report
 from paramshare.report.record import Record
 from paramshare.report.similarity_section import MAX_SNAPSHOTS
+from paramshare.tasks import Curves, Measure
 from paramshare.training.config import Config, Model, Schedule
 from paramshare.transform.folding import Folded, FoldedBank
 from tests.report.conftest import Small
@@ -28,6 +29,7 @@ SHAPE = (4,)
 VOID = {"meta", "input", "br", "hr", "img", "link"}
 SECTIONS = (
     "Learning curves",
+    "Test",
     "Similarity of layers",
     "Who shares what",
     "Cost",
@@ -68,8 +70,7 @@ class Page(html.parser.HTMLParser):
 
     @property
     def sections(self) -> list[str]:
-        titles = [title for title in SECTIONS if title in self.text]
-        return sorted(titles, key=self.text.index)
+        return [title for title in re.split(r"\s*\n\s*", self.text) if title in SECTIONS]
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,8 @@ def test_ticks_of_the_score_keep_its_format(record, monkeypatch):
 
 def test_the_page_shows_the_result(record, text):
     page = Page(text)
-    assert page.sections == list(SECTIONS[:5]) and "not finished" not in page.text
+    sections = ["Learning curves", "Similarity of layers", "Who shares what", "Cost", "Folding"]
+    assert page.sections == sections and "not finished" not in page.text
     for shown in (
         "small on digits",
         "87.65%",
@@ -297,3 +299,29 @@ def test_the_page_is_written_completely_or_not_at_all(record, text, tmp_path):
     (tmp_path / "run" / "report.html").mkdir(parents=True)
     with pytest.raises(ParamshareError, match=r"report\.html cannot be written"):
         write_report(record, tmp_path / "run")
+
+
+def test_measures_curves_and_predictions_of_the_test_set(record):
+    """Each measure in its own format; charts over the whole set; the picture inside the page."""
+    measures = (record.result.score, Measure("error", "mean error", "err", format_spec=".3g"))
+    chart = Curves("Precision", "recall", {"cat": [(0.0, 1.0), (1.0, 0.25)]})
+    last = dataclasses.replace(
+        record.result.last,
+        measures=record.result.last.measures | {"error": 12.3456},
+        curves=(chart,),
+    )
+    test = dataclasses.replace(
+        record.result.selected.test, measures=record.result.selected.test.measures | {"error": 7.0}
+    )
+    selected = dataclasses.replace(record.result.selected, test=test)
+    result = dataclasses.replace(
+        record.result, measures=measures, last=last, selected=selected, ema=None
+    )
+    page = Page(
+        html_report(dataclasses.replace(record, result=result, examples=b"\x89PNG", packed=4321))
+    )
+    for text in ("mean error", "12.3", "7", "Precision, test", "cat", "4,321"):
+        assert text in page.text
+    assert page.sections[:2] == ["Learning curves", "Test"]
+    assert [tag["src"] for tag in page.all("img")] == ["data:image/png;base64,iVBORw=="]
+    assert "Test" not in Page(html_report(record)).sections

@@ -85,6 +85,29 @@ def test_a_false_box_ahead_of_a_true_one_halves_the_precision():
     assert result["ap"] == pytest.approx(0.5) and result["ar"] == 1
 
 
+def test_precision_falls_where_recall_needs_the_box_behind_a_false_one():
+    """Three cats: the first box is right, the second wrong, the third right; one cat is missed."""
+    labels = labels_of([(0, (0, 0, 20, 20)), (0, (22, 0, 42, 20)), (0, (44, 0, 64, 20))])
+    found = {
+        "box": np.array([[[0, 0, 20, 20], [0, 44, 20, 64], [22, 0, 42, 20]]], np.float32),
+        "score": np.array([[0.9, 0.8, 0.7]], np.float32),
+        "category": np.zeros((1, 3), np.int32),
+    }
+    (chart,) = Detection(CATEGORIES, 4).curves({"detected": found, "labels": labels})
+    assert chart.x_label == "recall" and list(chart.lines) == [
+        "all, IoU 0.5",
+        "all, IoU 0.75",
+        "cat, IoU 0.5",
+    ]
+    for line in chart.lines.values():
+        points = dict(line)
+        assert len(points) == 101
+        assert points[0.33] == 1 and points[0.34] == pytest.approx(2 / 3, abs=1e-4)
+        assert points[0.66] == pytest.approx(2 / 3, abs=1e-4) and points[0.67] == 0
+    nothing = labels_of([], [])
+    assert not Detection(CATEGORIES, 4).curves({"detected": detected(nothing), "labels": nothing})
+
+
 def test_sizes_are_those_of_the_original_image():
     small = measures(labels=labels_of([(0, (0, 0, 16, 16))]))
     assert small["ap_small"] == 1 and np.isnan(small["ap_large"])
