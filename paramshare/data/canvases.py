@@ -52,7 +52,7 @@ class Drawing:
 
     def draw(
         self, digits: np.ndarray, classes: np.ndarray, seed: int, indices: Sequence[int]
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    ) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
         """The canvases with these indices.
 
         Args:
@@ -62,13 +62,13 @@ class Drawing:
           indices: numbers of the canvases.
 
         Returns:
-          Images (n, size, size, 1) uint8, and labels as `paramshare.tasks.Detection` has them, with
-          `most` rows, and `angle` (n, most), by which each digit is turned counterclockwise, in
-          degrees. A box is the smallest one around the pixels of its digit.
+          Images (n, size, size, 1) uint8; labels as `paramshare.tasks.Detection` has them, with
+          `most` rows, where a box is the smallest one around the pixels of its digit; and the
+          angles (n, most) by which digits are turned counterclockwise, in degrees.
 
         Example:
           >>> digits = np.full((1, 8, 8), 255, np.uint8)
-          >>> images, labels = Drawing(most=1).draw(digits, np.array([7]), 0, range(2))
+          >>> images, labels, _ = Drawing(most=1).draw(digits, np.array([7]), 0, range(2))
           >>> x0, y0, x1, y1 = labels["box"][0, 0].astype(int)
           >>> bool(images[0, y0:y1, x0:x1].all()), int(labels["category"][0, 0])
           (True, 7)
@@ -110,8 +110,7 @@ class Drawing:
                         row += 1
                         break
         sides = box[..., 2:] - box[..., :2]
-        return image[..., None], {
-            "angle": angle,
+        labels = {
             "area": sides[..., 0] * sides[..., 1],
             "box": box,
             "category": category,
@@ -119,6 +118,7 @@ class Drawing:
             "present": present,
             "scale": np.ones((count, 2), np.float32),
         }
+        return image[..., None], labels, angle
 
 
 def _touch(box: np.ndarray, others_Nx4: np.ndarray) -> np.ndarray:

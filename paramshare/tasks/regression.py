@@ -131,7 +131,7 @@ class Regression(Task):
 
     def predicted(self, outputs: jax.Array) -> jax.Array:
         """The values that outputs (B, V) stand for, in their own units."""
-        return self._row("mean") + self._row("scale") * outputs.astype(jnp.float32)
+        return outputs.astype(jnp.float32) * self._row("scale") + self._row("mean")
 
     def _row(self, name: str) -> np.ndarray:
         return np.broadcast_to(np.float32(getattr(self, name)), (1, len(self.values)))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from paramshare.tasks.augment import Augment, Draws
@@ -54,7 +55,7 @@ class Several(Task):
                     f"tasks has an entry {name!r}: {task!r}; it must be a `Task` with a name of "
                     "letters, digits and underscores"
                 )
-            if type(task).views is not Task.views and task.views(np.zeros((1, 2, 2, 1))).size != 4:
+            if type(task).views is not Task.views and task.views(jnp.zeros((1, 2, 2, 1))).size != 4:
                 raise TaskError(
                     f"the task {name!r} evaluates several views of an input, which tasks that "
                     f"share one network cannot: turn that off ({task.name}: flip_test=False)"

@@ -14,7 +14,7 @@ DIGITS = np.random.default_rng(0).integers(0, 256, (5, 8, 8)).astype(np.uint8)
 
 
 def draw(drawing, seed=0, indices: Sequence[int] = range(30)):
-    return drawing.draw(DIGITS, np.arange(5), seed, indices)
+    return drawing.draw(DIGITS, np.arange(5), seed, indices)[:2]
 
 
 def test_all_ink_is_inside_a_box_and_touches_its_four_sides():
@@ -78,11 +78,11 @@ def test_digits_are_turned_by_their_angles():
     """The ink of a bar has the direction of its angle."""
     bar = np.zeros((1, 40, 40), np.uint8)
     bar[:, 18:22] = 255
-    options = {"size": 64, "most": 1, "smallest": 40, "largest": 40}
-    straight, labels = Drawing(**options).draw(bar, np.array([0]), 0, range(20))
-    turned, turned_labels = Drawing(turn=80, **options).draw(bar, np.array([0]), 0, range(20))
-    assert not labels["angle"].any() and np.ptp(turned_labels["angle"]) > 80
-    for image, angle in zip(turned, turned_labels["angle"][:, 0], strict=True):
+    options: dict[str, Any] = {"size": 64, "most": 1, "smallest": 40, "largest": 40}
+    straight, _, none = Drawing(**options).draw(bar, np.array([0]), 0, range(20))
+    turned, _, angles = Drawing(turn=80, **options).draw(bar, np.array([0]), 0, range(20))
+    assert not none.any() and np.ptp(angles) > 80
+    for image, angle in zip(turned, angles[:, 0], strict=True):
         y, x = np.nonzero(image[..., 0] > 100)
         direction = np.linalg.eigh(np.cov(np.stack([x, -y])))[1][:, 1]  # y runs down
         assert abs(direction @ [np.cos(np.radians(angle)), np.sin(np.radians(angle))]) > 0.999

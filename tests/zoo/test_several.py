@@ -1,13 +1,14 @@
 """Networks for several tasks: what they compute, and which banks they draw on."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import paramshare
 from paramshare.models import Heads, ModelError, ResNet
-from paramshare.zoo import create_model
+from paramshare.zoo import create_model, options_of
 
 TASKS = {"turn": 1, "digit": 10}
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)), jnp.float32)
@@ -22,9 +23,9 @@ def test_heads_divide_the_outputs_of_one_network():
     model = create_model("heads-resnet8", TASKS, (16, 16, 3))
     plain = create_model("resnet8", 11, (16, 16, 3))
     variables = model.init(jax.random.key(0), IMAGES)
-    outputs = model.apply(variables, IMAGES)
+    outputs: Any = model.apply(variables, IMAGES)
     inner = {name: tree["network"] for name, tree in variables.items()}
-    whole = plain.apply(inner, IMAGES)
+    whole: Any = plain.apply(inner, IMAGES)
     np.testing.assert_array_equal(outputs["digit"], whole[:, :10])  # by name, not as given
     np.testing.assert_array_equal(outputs["turn"], whole[:, 10:])
 
@@ -33,11 +34,13 @@ def test_each_task_has_its_own_network_on_the_same_ring():
     model = create_model(f"networks-resnet8-rpg-{RING}", TASKS, (16, 16, 3))
     variables = model.init(jax.random.key(0), IMAGES)
     assert [bank.name for bank in model.layout.banks] == ["ring"]
-    outputs, dense = model.apply(variables, IMAGES), model.expand(variables)
+    outputs: Any = model.apply(variables, IMAGES)
+    dense = model.expand(variables)
     for task, size in TASKS.items():
         alone = create_model("resnet8", size, (16, 16, 3))
         inner = {name: tree[task] for name, tree in dense.items()}
-        np.testing.assert_allclose(outputs[task], alone.apply(inner, IMAGES), rtol=1e-5, atol=1e-6)
+        expected: Any = alone.apply(inner, IMAGES)
+        np.testing.assert_allclose(outputs[task], expected, rtol=1e-5, atol=1e-6)
     kernels = [dense["params"][t]["stage1"]["block1"]["conv1"]["kernel"] for t in TASKS]
     assert not np.array_equal(*kernels)  # other places of the ring
     one = create_model(f"resnet8-rpg-{RING}", 1, (16, 16, 3)).layout
@@ -91,4 +94,4 @@ def test_the_stem_follows_the_classifier_and_the_images():
     large = create_model("heads-resnet18", TASKS)
     small = create_model("heads-resnet18", TASKS, (32, 32, 3))
     assert (large.network.stem, small.network.stem) == ("imagenet", "cifar")
-    assert paramshare.zoo.options_of("heads-resnet18-rpg")[-1] == "ring_size"
+    assert options_of("heads-resnet18-rpg")[-1] == "ring_size"

@@ -60,8 +60,9 @@ class Canvases(DataConfig):
         def part(name: str, count: int) -> ArraySource:
             source = digits["test" if name == "test" else "train"]
             image, label = source.input[..., 0], source.label
-            images, labels = self.drawing.draw(image, label, PARTS.index(name), range(count))
-            return ArraySource(images, self._labels(labels))
+            seed = PARTS.index(name)
+            images, labels, angle = self.drawing.draw(image, label, seed, range(count))
+            return ArraySource(images, self._labels(labels, angle))
 
         train = part("train", self.examples)
         mean, std = statistics.mean_and_std(train.input)
@@ -76,9 +77,8 @@ class Canvases(DataConfig):
             std=std,
         )
 
-    def _labels(self, drawn: dict[str, np.ndarray]) -> dict[str, Any]:
+    def _labels(self, drawn: dict[str, np.ndarray], angle: np.ndarray) -> dict[str, Any]:
         """The labels of canvases that the task has."""
-        angle = drawn.pop("angle")
         if self.task == "detection":
             return drawn
         corners = drawn["box"][:, 0].reshape(-1, 2, 2)
