@@ -1,16 +1,13 @@
-"""The recipes and the studies.
+"""The recipes and the launch scripts.
 
-Every recipe's network is built at full size, without arithmetic. One recipe of each kind is run
-from its file on TFDS's mock of its data set: a few images, and a smaller network.
+Every recipe's network is built at full size, without arithmetic. One recipe of each scheme is run
+from its file on TFDS's mock of its data set, or on a few examples, with a smaller network.
 """
 
 import dataclasses
-import json
 import pathlib
 import re
-import runpy
 import subprocess
-import sys
 from typing import Any
 
 import flax.linen as nn
@@ -21,17 +18,13 @@ import pytest
 import tensorflow_datasets as tfds
 
 from paramshare import count
-from paramshare.cli import run_command
 from paramshare.cli.overrides import add_options
 from paramshare.cli.parsing import Parser
 from paramshare.cli.train import add_own_options
 from paramshare.data import Canvases, Coco, Curriculum, Grids
-from paramshare.data.grid_problems import smallest_window
-from paramshare.data.sets.grids import fixed_set
 from paramshare.tasks.keypoints import SIGMAS
 from paramshare.training import run as training_run
 from paramshare.training.config import (
-    ConfigError,
     Model,
     differences,
     from_json,
@@ -59,14 +52,14 @@ def of(name: str) -> pathlib.Path:
     return next(file for file in FILES if file.stem == name)
 
 
-# One recipe of each scheme, data source and task, with a smaller network.
+# One recipe of each scheme and data source, with a smaller network.
 SMALLER = {
     "cifar10_swrn": "swrn-16-0.5-1",
     "cifar10_basis": "resnet14-s8u1",
     "imagenet_rpg": "resnet8-rpg-1000",
     "quickstart": "resnet16-2-repeat",
     "shortest_paths": "spathnet-2-4-2",
-    "canvases_retinanet": "retinanet-resnet14-s8u1-head8x1",
+    "several_tasks": "heads-resnet8",
 }
 TINY = Curriculum(
     size=8,
@@ -159,9 +152,12 @@ TRAINABLE = {
     "canvases_retinanet": 572_582,
     # of one category; each further one adds an output to nine anchors
     "detection_small": 574_591 - 2 * 9 * (9 * 64 + 1),
+    "coco_retinanet": 26_544_948 - 79 * 9 * (9 * 256 + 1),
     # a ring, and what is private, for 17 joints; the rings are as large as one hourglass
     "pose_small": 190_464 + 38_866,
     "coco_pose": 3_047_424 + 459_490,
+    # a ring; stem, norms and classifiers of three networks with 10, 2 and 1 outputs
+    "several_tasks": 9_000 + 3 * (9 * 16 + 32 + 4 * (16 + 32 + 64)) + 13 * 65,
 }
 
 
@@ -184,9 +180,9 @@ def prepared(name: str, folder: str = "", monkeypatch: Any = None) -> Any:
     if isinstance(config.data, Coco):
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=folder))
 
-    def variables(model: Any, name: str, data: Any) -> tuple[Any, str]:
+    def variables(model: Any, name: str, data: Any) -> tuple[Any, Any, str]:
         x = jax.ShapeDtypeStruct((1, *data.input_shape), jnp.float32)
-        return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), x), ""
+        return None, jax.eval_shape(lambda x: model.init(jax.random.key(0), x), x), ""
 
     if monkeypatch:  # else the passes of evaluation and training are traced too
         monkeypatch.setattr(training_run, "check_model", variables)
@@ -260,6 +256,8 @@ def test_recipe_is_documented_and_survives_storing(file):
         # spec of the algorithmic task: .01, with Adam; that it stays so is ours
         ("shortest_paths", {0: 0.01, 49: 0.01, 50: 0.01, 125: 0.01, 249: 0.01}),
         ("shortest_paths_reduced", {0: 0.01, 40: 0.01, 79: 0.01}),
+        # Lin et al. 2017: 90,000 steps of 16 images are 12 epochs; after 60,000 and 80,000
+        ("coco_retinanet", {1: 0.01, 7: 0.01, 8: 1e-3, 10: 1e-3, 11: 1e-4}),
         # Xiao et al. 2018
         ("coco_pose", {0: 1e-3, 89: 1e-3, 90: 1e-4, 120: 1e-5, 139: 1e-5}),
     ],
@@ -287,170 +285,6 @@ def test_the_curriculum_of_shortest_paths():
     assert (curriculum.size, curriculum.density, curriculum.examples) == (32, 0.1, 5000)
     assert curriculum.windows == (5, 9, 13, 17, 21) and config.epochs == 250
     assert config.optimizer.name == "adam" and config.model.name == "spathnet-20-32-20"
-
-
-# --- Studies
-
-
-def study(name: str, monkeypatch, *args: Any) -> dict[str, Any]:
-    """The globals of a study, ready for `main()`, as if it were run as a script."""
-    script = EXPERIMENTS / "studies" / f"{name}.py"
-    monkeypatch.syspath_prepend(script.parent)
-    monkeypatch.setattr(sys, "argv", [str(script), *map(str, args)])
-    return runpy.run_path(str(script))["main"].__globals__
-
-
-GRIDS = """
-from paramshare.data import Curriculum, Grids
-from paramshare.training.config import Config, Model, Optimizer, Schedule
-
-curriculum = Curriculum(
-    6, 0.1, (2, 4), 16, 3, far_windows=(6,), far_sizes=(8,), far_densities=()
-)
-config = Config(
-    model=Model("spathnet-3-2-3"),
-    data=Grids(curriculum=curriculum),
-    optimizer=Optimizer("adam", weight_decay=0.0),
-    schedule=Schedule("constant"),
-    epochs=2,
-    batch_size=8,
-    log_every=1,
-)
-"""
-
-
-@pytest.fixture
-def grids(tmp_path) -> pathlib.Path:
-    (tmp_path / "config.py").write_text(GRIDS)
-    return tmp_path / "config.py"
-
-
-def test_networks_are_compared_on_any_task(grids, tmp_path, monkeypatch, capsys):
-    """One command for a task without accuracy; rerun, it reads the finished runs."""
-    out = tmp_path / "out"
-    args = (grids, "--models", "pathnet-2-2", "--seeds", "0", "1", "--out", out)
-    study("compare", monkeypatch, *args)["main"]()
-    text = (out / "table.md").read_text()
-    assert (
-        "test F1, last epoch, mean of 2 seeds" in text and text.strip() in capsys.readouterr().out
-    )
-    results = [json.loads((out / f"pathnet-2-2-seed{i}/result.json").read_text()) for i in (0, 1)]
-    scores = [result["last"]["measures"]["f1"] for result in results]
-    assert f"{np.mean(scores):.2%} ({np.std(scores, ddof=1):.2%})" in text
-    before = (out / "pathnet-2-2-seed0" / "metrics.jsonl").stat().st_mtime_ns
-    study("compare", monkeypatch, *args)["main"]()
-    assert (out / "pathnet-2-2-seed0" / "metrics.jsonl").stat().st_mtime_ns == before
-
-
-def test_networks_are_folded_on_any_task(grids, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    args = (grids, "--model", "spathnet-2-2-1", "--seeds", "0", "--out", out, "--thresholds", "0.9")
-    study("folding", monkeypatch, *args)["main"]()
-    records = json.loads((out / "folding.json").read_text())
-    assert [record["fold"] for record in records] == ["not folded", "0.9", "period 2"] * 2
-    for record in records[1::3]:  # one template: one kernel, and what is computed stays the same
-        assert record["banks"][0]["groups"] == [0, 0] and "tuned" in record
-        assert record["after"] == pytest.approx(record["before"], abs=1e-6)
-    assert "F1 before" in (out / "table.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--data.validation", "0"], "needs a validation after each epoch"),
-        (["--data.curriculum.far-windows"], "at least one far window"),
-        (["--data.name", "digits"], "needs a path net on grids"),
-        (["--arms", "gan"], "the arms are cnn, scnn3, scnn3r, loop1"),
-        (["--processes", "0"], "must be 1 or more"),
-    ],
-    ids=str,
-)
-def test_bad_comparisons_are_refused_before_training(
-    options, message, grids, tmp_path, monkeypatch
-):
-    main = study("shortest_paths_compare", monkeypatch, grids, "--out", tmp_path / "out", *options)
-    with pytest.raises(ConfigError, match=message):
-        main["main"]()
-    assert not (tmp_path / "out").exists()
-
-
-def test_shortest_paths_are_compared(grids, tmp_path, monkeypatch):
-    """What is measured of every arm, its tables and pictures; finished runs are not repeated."""
-    out = tmp_path / "out"
-
-    def compare(*names: str, seeds: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        options = ["--arms", *names, "--seeds", *seeds, "--optimizer.learning-rate", "0.02"]
-        module = study("shortest_paths_compare", monkeypatch, grids, "--out", out, *options)
-        arms = module["arms"](3)
-        # One template for all layers folds for certain, as others do after long training.
-        arms["scnn1"] = dataclasses.replace(arms["scnn1"], recurrence=0.01)
-        monkeypatch.setitem(module, "arms", lambda depth: arms)
-        monkeypatch.setitem(module, "MORE", (1.0, 2.0))
-        assert run_command(module["main"]) == 0
-        for picture in ("curves", "grids", "reach"):
-            assert (out / f"{picture}.png").read_bytes()[:4] == b"\x89PNG"
-            (out / f"{picture}.png").unlink()
-        return json.loads((out / "measured.json").read_text()), module
-
-    records, module = compare("loop1", "scnn3r", "scnn1", seeds="0")
-    by_arm = {record["arm"]: record for record in records}
-    kernel, private = 9 * 2 * 2, 2 * 2 + 3 * 2 * 2 + 2 + 1
-    assert {name: record["trainable"] for name, record in by_arm.items()} == {
-        "loop1": kernel + private,
-        "scnn3r": 3 * kernel + 3 * 3 + private,
-        "scnn1": kernel + 3 + private,
-    }
-    # Test sets of the curriculum, and their problems with points farther apart than in training.
-    kinds = load_file(grids).data.curriculum.kinds()  # pyright: ignore[reportAttributeAccessIssue]
-    beyond = [
-        f"{kind}, beyond"
-        for kind, problems in kinds.items()
-        if (smallest_window(fixed_set(problems, "test", 3)[0]) > 4).any()
-    ]
-    assert beyond
-    for record in records:
-        assert list(record["tests"]) == [*kinds, *beyond]
-        assert [line["phase"] for line in record["epochs"]] == [1, 2]
-        assert [step for step, _ in record["steps"]] == [1, 2, 3, 4]
-        assert [epoch for epoch, _ in record["similar"]] == [0, 1, 2]
-    # Only one template folds after so few steps. The fold changes nothing that is computed.
-    assert "tests" not in by_arm["scnn3r"]["fold"] and "fold" not in by_arm["loop1"]
-    assert [name for name in by_arm if "longer" in by_arm[name]] == ["loop1", "scnn1"]
-    fold, longer = by_arm["scnn1"]["fold"], by_arm["loop1"]["longer"]
-    assert (fold["groups"], fold["period"]) == ([0, 0, 0], 1)
-    # A loop at its trained depth gives the results of training; deeper ones try all of `HOW`.
-    assert [(entry["depth"], entry["how"]) for entry in longer[::2]] == [
-        (3, "middle"),
-        (6, "middle"),
-        (6, "stretch"),
-        (6, "last"),
-    ]
-    for arm, tests in (("scnn1", fold["tests"]), ("loop1", longer[0]["tests"])):
-        for kind, test in tests.items():
-            expected = by_arm[arm]["tests"][kind]["f1"]
-            assert test["f1"] == pytest.approx(expected, abs=1e-6), (arm, kind)
-    text = (out / "table.md").read_text()
-    deeper, usual = (entry["tests"]["size 8, window 8"]["f1"] for entry in (longer[-1], longer[1]))
-    for part in (f"{deeper - usual:+.3f} ± nan)", "Folding at similarity .9", "learning-rate 0.02"):
-        assert part in text
-
-    # Differences from a CNN of the same seed; here the loop takes its name.
-    pair = [by_arm["loop1"] | {"arm": "cnn"}, by_arm["scnn3r"]]
-    against = module["tables"](pair, {"cnn": "CNN", "scnn3r": "SCNN"})
-    one, other = ([x["validation"] for x in by_arm[n]["epochs"]] for n in ("scnn3r", "loop1"))
-    gains = [a - b for a, b in zip(one, other, strict=True)]  # one epoch per phase
-    row = " | ".join(f"{gain:+.3f} ± nan" for gain in [*gains, gains[1]])
-    title = "Validation F1 over all epochs of each phase, difference from the CNN of the same seed:"
-    assert against.split(title)[1].split("\n\n")[1].splitlines()[2] == f"| SCNN | {row} |"
-
-    # Two seeds: the finished run is read and the other one trained. The interval is Student's.
-    metrics = out / "scnn3r-seed0" / "metrics.jsonl"
-    before = metrics.stat().st_mtime_ns
-    both, _ = compare("scnn3r", seeds="01")
-    assert metrics.stat().st_mtime_ns == before and both[0] == by_arm["scnn3r"]
-    f1 = [record["tests"]["window 6"]["f1"] for record in both]
-    half = abs(f1[1] - f1[0]) / 2 * 12.7062  # quantile of one degree of freedom
-    assert f"{np.mean(f1):.3f} ± {half:.3f} |" in (out / "table.md").read_text()
 
 
 LAUNCH = sorted((EXPERIMENTS / "launch").iterdir())

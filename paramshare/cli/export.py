@@ -35,6 +35,11 @@ def add(command: Any) -> None:
         help="trained (the default): with its banks, so that the file is small and the program "
         "computes the kernels; baked: with every kernel stored; looped: a folded run, with loops",
     )
+    export.add_argument(
+        "--predictions",
+        action="store_true",
+        help="return what the outputs stand for, such as boxes and scores, in pixels of the inputs",
+    )
     add_checkpoint(export)
 
 
@@ -70,6 +75,8 @@ def _export(args: argparse.Namespace, overrides: list[str]) -> int:
     inputs = jax.ShapeDtypeStruct((1, *example.shape), example.dtype)
     mean, std = run.data.mean, run.data.std
     options: dict[str, Any] = {"mean": mean, "std": std, "train": False}
+    if args.predictions:
+        options["predict"] = lambda outputs: run.task.predict(outputs, run.data.input_shape)
     folder = export(model, variables, args.output, inputs, packed=packed, **options)
     about = json.loads((folder / ABOUT).read_text())
     size = sum(file.stat().st_size for file in folder.iterdir())

@@ -142,6 +142,7 @@ def export_program(
     std: Sequence[float] | None = None,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     dtype: str = "uint8",
+    predict: Callable[[Any], Any] | None = None,
     **options: Any,
 ) -> bytes:
     """The forward pass as a serialised `jax.export` program, for batches of any size.
@@ -167,6 +168,8 @@ def export_program(
       platforms: where the program can run: "cpu", "cuda", "rocm", "tpu".
       dtype: the dtype of the images if `inputs` is (height, width, channels): "uint8" or, for
         images that are normalised already, "float32".
+      predict: a function of the model's outputs, whose result the program returns instead, such as
+        boxes.
       **options: further arguments of the model's call, such as `train=False`.
 
     Returns:
@@ -211,6 +214,7 @@ def export_program(
         args = inputs if isinstance(inputs, tuple) else (inputs,)
         weights = [stored[name].astype(leaf.dtype) for name, leaf in leaves.items()]
         outputs: Any = model.apply(jax.tree.unflatten(tree, weights), *args, **options)
+        outputs = outputs if predict is None else predict(outputs)
         _check_outputs(model, outputs, batch)
         return _flat_unless_array(jax.tree.map(_as_float32, outputs))
 

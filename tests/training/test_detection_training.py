@@ -36,7 +36,8 @@ def data():
     parts = [
         drawing.draw(digits, np.arange(4), seed, range(n))[:2] for seed, n in ((0, 24), (1, 11))
     ]
-    return from_arrays(*parts, name="few", validation=0, task=Detection(tuple("abcd"), max_boxes=2))
+    task = Detection(tuple("abcd"), max_boxes=2, score_threshold=0.01)
+    return from_arrays(*parts, name="few", validation=0, task=task)
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +71,23 @@ def test_four_devices_find_what_one_finds(data, trained):
     assert actual.losses == pytest.approx(result.last.losses, rel=1e-5)
 
 
-def test_the_exported_program_gives_the_outputs(data, trained, tmp_path):
+def test_the_exported_program_gives_the_outputs_and_the_boxes(data, trained, tmp_path):
     workdir, _, run = trained
     variables, _ = stored_variables(workdir, run.shapes)
     inputs = data.test.input[:3]
-    expected = jax.jit(run.model.apply)(variables, run.data.normalise(inputs))
-    export(run.model, variables, tmp_path / "out", inputs[:1], mean=data.mean, std=data.std)
+
+    def both(outputs: Any) -> Any:
+        return {**outputs, **run.task.predict(outputs, data.input_shape)}
+
+    expected = both(jax.jit(run.model.apply)(variables, run.data.normalise(inputs)))
+    statistics = {"mean": data.mean, "std": data.std}
+    export(run.model, variables, tmp_path / "out", inputs[:1], predict=both, **statistics)
     program = jax.export.deserialize(
         bytearray((tmp_path / "out" / "program.jaxexport").read_bytes())
     )
     stored = dict(np.load(tmp_path / "out" / "variables.npz"))
     actual: Any = program.call(stored, inputs)
-    assert set(actual) == {"logits", "offsets", "anchors"}
+    assert set(actual) == {"logits", "offsets", "anchors", "box", "score", "category"}
+    assert np.count_nonzero(actual["score"]) > 10
     for name, value in actual.items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-4)
