@@ -91,6 +91,7 @@ WITHOUT_EFFECT = re.compile("check|keep_|valid|log_|tensorboard|similarity")  # 
 @pytest.fixture(scope="module")
 def equal_runs_share_programs():
     """Runs of equal networks, data and settings in this process are compiled once."""
+    from paramshare.report import predictions
     from paramshare.training import derive, evaluation, loop
 
     def key(run):
@@ -110,8 +111,10 @@ def equal_runs_share_programs():
         return PROGRAMS[name]
 
     train_function, make_evaluate = loop.train_function, evaluation.make_evaluate
+    predictor = predictions.predictor
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "train_function", lambda runs, x: kept(train_function, runs, runs, x))
+        patch.setattr(predictions, "predictor", lambda run: kept(predictor, [run], run))
         for module in (derive, evaluation, loop):
             patch.setattr(module, "make_evaluate", lambda run: kept(make_evaluate, [run], run))
         yield

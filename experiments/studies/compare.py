@@ -4,15 +4,21 @@
 
 Further options override the configuration. A NAME in quotes can carry its own overrides:
 "resnet20-s16u1 --penalty.orthogonality 10". Every run has its own workdir in DIR. The table is
-printed and written to DIR/table.md.
+printed and written to DIR/table.md. If the task has several measures, a second table gives the mean
+of each, with the 95% interval of the t distribution over the seeds.
 """
 
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 
 import sweep
 
 from paramshare.cli import run_command
+from paramshare.report.path_pictures import interval
+from paramshare.tasks import Measure
+from paramshare.training.result import Result
+from paramshare.training.run import prepare
 
 
 def main() -> None:
@@ -41,7 +47,23 @@ def main() -> None:
         )
     score = f"test {first.score.title}, last epoch, mean of {len(args.seeds)} seeds (std)"
     head = ["network", "trainable", score, "chosen by validation", "each seed"]
-    sweep.publish(args.out, sweep.table(head, rows), sweep.provenance(first))
+    text = sweep.table(head, rows)
+    if len(first.last.measures) > 1:
+        measures = first.measures or prepare(configs[args.models[0]]).task.measures
+        text += "\n\n" + every_measure(results, measures)
+    sweep.publish(args.out, text, sweep.provenance(first))
+
+
+def every_measure(results: Mapping[str, Sequence[Result]], measures: Sequence[Measure]) -> str:
+    """A table of all measures of the test set after the last epoch."""
+    rows = []
+    for label, runs in results.items():
+        row = [label]
+        for measure in measures:
+            mean, half = interval([run.last.measures[measure.name] for run in runs])
+            row.append(f"{measure.format(mean)} ± {measure.format(half)}")
+        rows.append(row)
+    return sweep.table(["test, last epoch", *(measure.title for measure in measures)], rows)
 
 
 if __name__ == "__main__":

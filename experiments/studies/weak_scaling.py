@@ -79,7 +79,7 @@ def measure(name: str, divided: bool, per_device: int, steps: int) -> dict[str, 
     )
     run = prepare(config)
     step = run.devices.map(make_train_step(run, 0), donate=True, divided=run.divided(run.shapes))
-    state = run.place(jax.jit(run.init)())
+    state = run.place(run.init())
     assert isinstance(run.data.train, ArraySource)
     batch = run.devices.cut(run.data.train.take(np.arange(size)).arrays)
     text = jax.jit(step).lower(state, None, batch).compile().as_text() or ""

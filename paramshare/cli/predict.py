@@ -65,10 +65,10 @@ def _descriptions(
 
     from paramshare.report.predictions import BATCH, predictor
 
-    predict = predictor(run, variables)
+    predict = predictor(run)
     for first in range(0, len(pictures), BATCH):  # not all inputs need to fit into memory
         views = [run.data.view(image) for image in pictures[first : first + BATCH]]
-        predictions, _ = predict(np.stack([view.input for view in views]))
+        predictions, _ = predict(variables, np.stack([view.input for view in views]))
         for view, prediction in zip(views, predictions, strict=True):
             yield run.task.describe(prediction, view.original)
 

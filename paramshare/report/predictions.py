@@ -20,8 +20,8 @@ CELL = 2.4  # inches
 BATCH = 8
 
 
-def predictor(run: Run, variables: Any) -> Callable[[np.ndarray], tuple[list[Any], Any]]:
-    """A function of inputs (n, ...), as loaded, that returns a prediction each, and heatmaps.
+def predictor(run: Run) -> Callable[[Any, np.ndarray], tuple[list[Any], Any]]:
+    """A function of variables and inputs (n, ...), as loaded: a prediction each, and heatmaps.
 
     Predictions are as `task.predict` returns them, heatmaps (n, h, w) or None as `task.heatmap`.
     The function is compiled once for batches of `BATCH`.
@@ -33,7 +33,7 @@ def predictor(run: Run, variables: Any) -> Callable[[np.ndarray], tuple[list[Any
         outputs = eval_outputs(run, run.model, variables, inputs)
         return run.task.predict(outputs, run.data.input_shape), run.task.heatmap(outputs)
 
-    def predictions(inputs: np.ndarray) -> tuple[list[Any], Any]:
+    def predictions(variables: Any, inputs: np.ndarray) -> tuple[list[Any], Any]:
         parts = []
         for first in range(0, len(inputs), BATCH):
             part = inputs[first : first + BATCH]
@@ -67,7 +67,7 @@ def draw_examples(run: Run, variables: Any, file: str | pathlib.Path, count: int
     places = sorted({i * (len(source) - 1) // max(count - 1, 1) for i in range(count)})
     inputs = np.stack([source[i]["input"] for i in places])
     try:
-        predictions, heatmaps = predictor(run, variables)(inputs)
+        predictions, heatmaps = predictor(run)(variables, inputs)
     except TaskError:
         return False
     rows = 1 if heatmaps is None else 2

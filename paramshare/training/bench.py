@@ -248,7 +248,7 @@ def _run(
 
 def _step(name: str, run: Run) -> Program:
     mapped: Any = run.devices.map(make_train_step(run, run.config.seed), donate=True)
-    state = run.place(jax.jit(run.init)())
+    state = run.place(run.init())
     source: Any = run.data.train
     data = run.devices.place(source.arrays)
     order = np.arange(run.config.batch_size, dtype=np.int32)

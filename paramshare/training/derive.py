@@ -209,7 +209,7 @@ def with_arrays_of(
     Raises:
       ConfigError: if a pattern matches nothing, or an array is missing or has another shape.
     """
-    initial: dict[str, Any] = flatten_dict(jax.jit(run.init)().variables, sep="/")
+    initial: dict[str, Any] = flatten_dict(run.init().variables, sep="/")
     given: dict[str, Any] = flatten_dict(dict(variables), sep="/")
     taken = []
     for pattern in patterns:

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -29,7 +29,7 @@ from paramshare.training.optimizer import learning_rate, optimizer
 from paramshare.training.penalty import check_penalty
 from paramshare.training.result import RunFacts
 from paramshare.training.slices import cut_banks, is_sliced, join_banks, norm_over, sliced_model
-from paramshare.training.state import AXIS, State, init_state
+from paramshare.training.state import AXIS, State, hashable, init_state, training_trace
 from paramshare.training.tied import tie
 from paramshare.zoo import create_model
 
@@ -97,10 +97,11 @@ class Run:
             jax=f"{jax.__version__}, flax {flax.__version__}, operations {OPERATIONS}",
         )
 
-    def init(self) -> State:
-        """The initial state; call it under `jax.jit`."""
+    @functools.cached_property
+    def init(self) -> Callable[[], State]:
+        """A jitted function that returns the initial state; it is traced once."""
         shape, ema = self.data.input_shape, self.config.ema is not None
-        return init_state(self.model, self.optimizer, shape, self.config.seed, ema)
+        return jax.jit(lambda: init_state(self.model, self.optimizer, shape, self.config.seed, ema))
 
     @functools.cached_property
     def shapes(self) -> State:
@@ -327,11 +328,7 @@ def check_model(model: nn.Module, name: str, data: Dataset) -> tuple[Any, Any, s
             lambda inputs: model.init_with_output(jax.random.key(0), inputs, train=False),
             return_shape=True,
         )(inputs)
-        training = _training_digest
-        try:
-            hash(model)
-        except TypeError:  # a list or an array is among its attributes
-            training = training.__wrapped__
+        training = _training_digest if hashable(model) else _training_digest.__wrapped__
         digest = training(model, data.input_shape)
     except Exception as error:  # a model may fail on a wrong shape with any exception
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -347,20 +344,11 @@ def check_model(model: nn.Module, name: str, data: Dataset) -> tuple[Any, Any, s
     return outputs, variables, program_digest(about, evaluation, measured=isinstance(model, Shared))
 
 
-@functools.lru_cache(maxsize=16)  # a trace of the training pass takes longer than one of evaluation
+@functools.lru_cache(maxsize=16)
 def _training_digest(model: nn.Module, input_shape: tuple[int, ...]) -> str:
-    """A hash of the model in training, on the only device of the axis `AXIS`."""
-
-    def call(variables: Any, inputs: jax.Array) -> Any:
-        rngs, mutable = {"params": jax.random.key(0)}, nn.DenyList(("banks", "params"))
-        return model.apply(variables, inputs, train=True, mutable=mutable, rngs=rngs)
-
-    def program(inputs: jax.Array) -> Any:
-        variables = model.init(jax.random.key(0), inputs, train=False)
-        mapped = jax.vmap(call, in_axes=(None, 0), axis_name=AXIS, axis_size=1)
-        return mapped(variables, inputs[None])
-
-    traced = jax.make_jaxpr(program)(jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
+    """A hash of the model in training."""
+    trace = training_trace if hashable(model) else training_trace.__wrapped__
+    traced, _ = trace(model, input_shape)
     return program_digest("", traced, measured=isinstance(model, Shared))
 
 

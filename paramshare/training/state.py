@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from paramshare import ops
+
 TRAINABLE = ("banks", "params")
 AXIS = "devices"  # the axis that a step is mapped over
 
@@ -60,12 +62,8 @@ def init_state(
     inputs = jnp.zeros((1, *input_shape), jnp.float32)
     variables = model.init(jax.random.key(seed), inputs, train=False)
     trainable = {name: variables[name] for name in TRAINABLE if name in variables}
-    names = _stable_collections
-    try:
-        hash(model)
-    except TypeError:  # a list or an array is among its attributes
-        names = names.__wrapped__
-    collections = {name: variables[name] for name in names(model, input_shape)}
+    trace = training_trace if hashable(model) else training_trace.__wrapped__
+    collections = {name: variables[name] for name in trace(model, input_shape)[1]}
     return first_state(trainable, collections, optimizer, ema)
 
 
@@ -112,23 +110,46 @@ def moved(
 
 
 @functools.lru_cache(maxsize=16)
-def _stable_collections(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[str, ...]:
-    """The collections beside `TRAINABLE` whose form does not change in a step.
+@ops.form("xla")  # whose program is the same on all machines
+def training_trace(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[Any, tuple[str, ...]]:
+    """The training pass, traced once for all that is asked of it; nothing is computed.
 
-    Values that a module sows grow with each call, and are not kept in a state.
+    Args:
+      model: the network.
+      input_shape: (H, W, C).
+
+    Returns:
+      The program, as `jax.make_jaxpr` returns it, on the only device of the axis `AXIS`; and the
+      collections beside `TRAINABLE` whose form it does not change. Values that a module sows grow
+      with each call, and are not kept in a state.
     """
+    before = {}
 
-    def before_and_after(key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
-        inputs = jnp.zeros((1, *input_shape), jnp.float32)
-        variables = model.init(key, inputs, train=False)
-        others = [name for name in variables if name not in TRAINABLE]
-        _, after = model.apply(variables, inputs, train=True, mutable=others, rngs={"params": key})
-        return {name: variables[name] for name in others}, dict(after)
+    def call(variables: Any, inputs: jax.Array) -> Any:
+        rngs, mutable = {"params": jax.random.key(0)}, nn.DenyList(TRAINABLE)
+        return model.apply(variables, inputs, train=True, mutable=mutable, rngs=rngs)
 
-    # A model may average its statistics over the axis.
-    mapped = jax.vmap(before_and_after, axis_name=AXIS)
-    before, after = jax.eval_shape(lambda: mapped(jax.random.split(jax.random.key(0), 1)))
-    return tuple(name for name in before if _form(after.get(name)) == _form(before[name]))
+    def program(inputs: jax.Array) -> Any:
+        variables = model.init(jax.random.key(0), inputs, train=False)
+        before.update({name: _form(tree) for name, tree in variables.items()})
+        # A model may average its statistics over the axis.
+        mapped = jax.vmap(call, in_axes=(None, 0), axis_name=AXIS, axis_size=1)
+        return mapped(variables, inputs[None])
+
+    inputs = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    traced, (_, after) = jax.make_jaxpr(program, return_shape=True)(inputs)
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), dict(after))
+    others = [name for name in before if name not in TRAINABLE]
+    return traced, tuple(name for name in others if _form(one.get(name)) == before[name])
+
+
+def hashable(model: nn.Module) -> bool:
+    """Whether a network can be a key; not if a list or an array is among its attributes."""
+    try:
+        hash(model)
+    except TypeError:
+        return False
+    return True
 
 
 def _form(tree: Any) -> Any:

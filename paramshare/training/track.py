@@ -138,7 +138,7 @@ class Track:
             )
         if lines:
             warn(f"{self.workdir} has no checkpoint: its {epochs} epochs are trained again")
-        return jax.jit(self.run.init)(), Progress()
+        return self.run.init(), Progress()
 
     def start(self, state: State, progress: Progress) -> None:
         """Continues from a state; what was stored after it is dropped.

@@ -123,7 +123,7 @@ def test_conversion_to_a_factored_network(loaded):
     """With as many filters as possible the kernels are exact."""
     config = dataclasses.replace(loaded[0].config, model=Model("resnet14"), penalty=Penalty())
     run, target = prepare(config), prepare(with_model(config, name="resnet14-s32u0"))
-    variables, report = convert_variables(run, jax.jit(run.init)().variables, target)
+    variables, report = convert_variables(run, run.init().variables, target)
     check_variables(target, variables)
     assert report is not None
     assert [bank.name for bank in report.banks] == ["stage1", "stage2", "stage3"]
@@ -236,7 +236,7 @@ def test_other_forms_compute_the_same(command, loaded, tmp_path):
     tied = ("stage1=*0,1,0,1", "stage2=0,0,0,0", "stage3=0,1,1,2")
     model = Model("swrn-22-1-2", tied=tied)
     run = prepare(dataclasses.replace(loaded[0].config, model=model, penalty=Penalty()))
-    variables = jax.jit(run.init)().variables
+    variables = run.init().variables
     begin(run, variables, tmp_path / "run", {})
     images = np.asarray(loaded[0].data.test.input[:4])
     expected: Any = run.model.apply(variables, run.data.normalise(jnp.asarray(images)))

@@ -73,7 +73,12 @@ def ran(tmp_path_factory) -> tuple[pathlib.Path, Result, list[Any]]:
 
     def make_evaluate(run):
         evaluate = original(run)
-        return lambda variables, source: (seen.append(source), evaluate(variables, source))[1]
+
+        def watched(variables, source, **options):
+            seen.append(source)
+            return evaluate(variables, source, **options)
+
+        return watched
 
     original = loop.make_evaluate
     with pytest.MonkeyPatch.context() as patch:

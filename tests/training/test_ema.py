@@ -21,7 +21,7 @@ DECAY = 0.6
 def test_it_is_the_average_of_the_variables_after_each_applied_step(config, digits, network):
     config = dataclasses.replace(config, ema=DECAY, non_finite="skip")
     run = prepare(config, model=network, data=digits, devices=ONE)
-    step, state = run.devices.map(make_train_step(run, 0)), jax.jit(run.init)()
+    step, state = run.devices.map(make_train_step(run, 0)), run.init()
     expected = jax.device_get(state.variables)
     for number in range(6):
         batch = digits.train.take(np.arange(64)).arrays

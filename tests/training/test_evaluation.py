@@ -23,7 +23,7 @@ def test_equals_one_pass_over_all_examples(digits, config, network, mapping, bat
         config, batch_size=batch_size, mapping=mapping, label_smoothing=0.5
     )
     run = prepare(config, model=network, data=digits, devices=jax.devices()[:devices])
-    variables = jax.jit(run.init)().variables
+    variables = run.init().variables
     evaluate = make_evaluate(run)
     inputs, labels = digits.test.input, digits.test.label
     logits = np.asarray(network.apply(variables, normalise(inputs, digits.mean, digits.std)))
@@ -49,11 +49,11 @@ def test_other_measures_than_declared_are_refused(digits, config, network):
     run = prepare(config, model=network, data=data, devices=jax.devices()[:1])
     evaluate, few = make_evaluate(run), digits.test.take(np.arange(3))
     with pytest.raises(TaskError, match=r"returns \['accurate'\]; .* \['accuracy', 'top5'\]"):
-        evaluate(jax.jit(run.init)().variables, few)
+        evaluate(run.init().variables, few)
 
 
 def test_an_empty_source_counts_nothing(digits, config, network):
     run = prepare(config, model=network, data=digits, devices=jax.devices()[:1])
     empty = ArraySource(digits.test.input[:0], digits.test.label[:0])
-    result = make_evaluate(run)(jax.jit(run.init)().variables, empty)
+    result = make_evaluate(run)(run.init().variables, empty)
     assert result.count == 0 and result.measures == {"accuracy": 0.0, "top5": 0.0}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paramshare.training.run import _training_digest, check_model
+from paramshare.training.state import training_trace
 
 SETTINGS = {"mask": np.ones((1, 64), np.float32), "training": 1.0, "scale": 0.301}
 
@@ -33,6 +34,7 @@ def test_constants_training_code_literals_and_the_task_are_part_of_the_digest(di
         with monkeypatch.context() as patch:
             patch.setitem(SETTINGS, name, value)
             _training_digest.cache_clear()  # code does not change while a process runs
+            training_trace.cache_clear()
             assert digest(digits) != first, name
     smoothed = dataclasses.replace(digits, task=digits.task.with_label_smoothing(0.5))
     assert digest(smoothed) != first

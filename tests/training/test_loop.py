@@ -28,6 +28,7 @@ from paramshare.training.metrics import read_metrics
 from paramshare.training.result import Result
 from paramshare.training.run import prepare
 from paramshare.training.workdir import locked
+from paramshare.transform.packing import PACKED
 
 ONE = jax.devices()[:1]
 
@@ -351,8 +352,10 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(config, digits, n
     result = train(config, tmp_path / "run", **options)
     (tmp_path / "run" / "result.json").unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / PACKED).write_bytes(b"of other variables")
     again = train(config, tmp_path / "run", **options)
     assert (again.last, again.selected) == (result.last, result.selected)
+    assert not (tmp_path / "run" / PACKED).exists()
     assert len(lines_of(tmp_path / "run", "epoch")) == 4
 
 

@@ -37,7 +37,7 @@ def trained(all_digits):
         batch_size=64,
     )
     run = prepare(config, model=network(seed=0), data=all_digits, devices=jax.devices()[:1])
-    state = run.devices.place(jax.jit(run.init)())
+    state = run.devices.place(run.init())
     step = run.devices.map(make_train_step(run, 0))
     order = np.random.default_rng(0).permutation(1437)
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,7 +23,7 @@ DATA = Canvases(
     drawing=Drawing(size=16, most=1, smallest=8, largest=9, turn=60),
 )
 CONFIG = Config(
-    model=Model("networks-resnet8-rpg-1000"),
+    model=Model("heads-resnet8-rpg-1000"),
     data=DATA,
     optimizer=Optimizer("adam", 0.003, weight_decay=0.0),
     epochs=2,
@@ -43,7 +42,7 @@ def ran(tmp_path_factory):
 def test_losses_are_weighted_in_training_and_evaluation(ran):
     _, result = ran
     run = prepare(dataclasses.replace(CONFIG, loss_weights=()))
-    variables = jax.jit(run.init)().variables
+    variables = run.init().variables
     plain = make_evaluate(run)(variables, run.data.test)
     heavy = make_evaluate(prepare(CONFIG))(variables, run.data.test)
     factors = {"angle/huber": 1, "digit/cross_entropy": 0.5, "place/huber": 4}

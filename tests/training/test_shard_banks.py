@@ -42,7 +42,7 @@ def trained(config, digits, both):
         step = run.devices.map(
             make_train_step(run, 0), donate=True, divided=run.divided(run.shapes)
         )
-        state, losses = run.place(jax.jit(run.init)()), []
+        state, losses = run.place(run.init()), []
         for number in range(4):
             size = settings.batch_size
             batch = digits.train.take(np.arange(size) + size * number).arrays
@@ -92,7 +92,7 @@ def test_a_device_holds_and_communicates_what_the_summary_says(config, digits, b
     devices = 3
     config = dataclasses.replace(config, batch_size=63, shard_banks=True)
     run = prepare(config, model=both, data=digits, devices=jax.devices()[:devices])
-    state, batch = run.place(jax.jit(run.init)()), digits.train.take(np.arange(63)).arrays
+    state, batch = run.place(run.init()), digits.train.take(np.arange(63)).arrays
     says = cost(both, (8, 8, 1), devices=devices).divided
     for part, name in ((state.trainable, "bytes"), (state.optimizer[1], "optimizer")):
         shards = [leaf.addressable_shards[1].data for leaf in jax.tree.leaves(part)]

@@ -32,7 +32,7 @@ def stepper(digits):
     def make(config, devices, model):
         run = prepare(config, model=model, data=digits, devices=jax.devices()[:devices])
         step = run.devices.map(make_train_step(run, config.seed))
-        return run, step, run.devices.place(jax.jit(run.init)())
+        return run, step, run.devices.place(run.init())
 
     yield make
     make.cache_clear()
@@ -123,7 +123,7 @@ def test_exactly_the_trainable_parameters_are_communicated(
 def test_the_step_is_traced_once(digits, config, network):
     run = prepare(config, model=network, data=digits, devices=jax.devices()[:2])
     mapped = run.devices.map(chex.assert_max_traces(make_train_step(run, config.seed), n=1))
-    state = run.devices.place(jax.jit(run.init)())
+    state = run.devices.place(run.init())
     for batch in batches(digits, config.batch_size, 3):
         state, _ = mapped(state, None, run.devices.cut(batch))
     assert int(state.step) == 3
@@ -163,10 +163,10 @@ def recorded(digits, factored):
         )
         run = dataclasses.replace(run, optimizer=recorder)
         step = run.devices.map(make_train_step(run, config.seed))
-        state = jax.jit(run.init)()
+        state = run.init()
         # Initial filters are orthonormal: the penalty would be zero.
         scaled = jax.tree.map(lambda x: 1.3 * x, state.trainable)
-        before = run.devices.place(state.replace(trainable=scaled))
+        before = run.devices.place(dataclasses.replace(state, trainable=scaled))
         batch = next(batches(digits, config.batch_size, 1))
         after, metrics = step(before, None, run.devices.cut(batch))
         return jax.device_get((before.trainable, after.optimizer, metrics))
