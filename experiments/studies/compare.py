@@ -61,7 +61,8 @@ def every_measure(results: Mapping[str, Sequence[Result]], measures: Sequence[Me
         row = [label]
         for measure in measures:
             mean, half = interval([run.last.measures[measure.name] for run in runs])
-            row.append(f"{measure.format(mean)} ± {measure.format(half)}")
+            interval_text = f" ± {measure.format(half)}" if len(runs) > 1 else ""
+            row.append(measure.format(mean) + interval_text)
         rows.append(row)
     return sweep.table(["test, last epoch", *(measure.title for measure in measures)], rows)
 

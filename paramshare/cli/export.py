@@ -38,7 +38,8 @@ def add(command: Any) -> None:
     export.add_argument(
         "--predictions",
         action="store_true",
-        help="return what the outputs stand for, such as boxes and scores, in pixels of the inputs",
+        help="return what the outputs stand for, such as boxes and scores, in pixels of the inputs "
+        "(without the mirror images that evaluation of poses averages over)",
     )
     add_checkpoint(export)
 

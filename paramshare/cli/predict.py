@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from paramshare.cli.errors import CommandError
 from paramshare.cli.parsing import add_checkpoint
 
 if TYPE_CHECKING:
@@ -37,14 +38,20 @@ def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
     from paramshare.training.derive import load_run
 
     pictures = [read_picture(file) for file in args.images]  # before anything slow
-    run, variables, _ = load_run(args.workdir, args.checkpoint)
     folder = run_path(args.output or run_path(args.workdir) / "predictions")
+    names = _names(args.images)
+    for name in () if args.no_pictures else names:
+        if any(pathlib.Path(file).resolve() == folder / f"{name}.png" for file in args.images):
+            raise CommandError(
+                f"the drawing {folder / name}.png would replace a picture of the same name; give "
+                "another --output"
+            )
+    run, variables, _ = load_run(args.workdir, args.checkpoint)
     if not args.no_pictures:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise not_written(folder, error) from error
-    names = _names(args.images)
     for name, file, image, description in zip(
         names, args.images, pictures, _descriptions(run, variables, pictures), strict=True
     ):

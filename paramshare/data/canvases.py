@@ -66,6 +66,9 @@ class Drawing:
           `most` rows, where a box is the smallest one around the pixels of its digit; and the
           angles (n, most) by which digits are turned counterclockwise, in degrees.
 
+        Raises:
+          DataError: if a digit is blank.
+
         Example:
           >>> digits = np.full((1, 8, 8), 255, np.uint8)
           >>> images, labels, _ = Drawing(most=1).draw(digits, np.array([7]), 0, range(2))
@@ -97,7 +100,10 @@ class Drawing:
                 height, width = pixels.shape
                 ink_y, ink_x = np.nonzero(pixels >= INK)
                 if not len(ink_x):
-                    continue
+                    raise DataError(
+                        f"digit {which}, of class {classes[which]}, has no pixel of {INK} or more; "
+                        "leave blank digits out"
+                    )
                 limits = ink_x.min(), ink_y.min(), ink_x.max() + 1, ink_y.max() + 1
                 for u, v in one[2:].reshape(TRIES, 2):
                     x, y = int(u * (self.size - width + 1)), int(v * (self.size - height + 1))

@@ -16,7 +16,7 @@ from paramshare.data.records import Records
 from paramshare.data.registry import DataConfig
 from paramshare.data.sources import Source, Subset
 from paramshare.data.statistics import Channels
-from paramshare.data.views import centred, letterboxed
+from paramshare.data.views import ViewOf, centred, letterboxed
 from paramshare.tasks import Classification, Detection, Task
 from paramshare.tasks.config import Count, Fraction, checked_dataclass
 
@@ -191,6 +191,7 @@ def from_sources(
     train_examples: int | None,
     seed: int,
     group: np.ndarray | None = None,
+    view_of: ViewOf | None = None,
 ) -> Dataset:
     """A data set of RGB images of one size, in memory if all of them fit into `MEMORY_LIMIT`.
 
@@ -209,6 +210,7 @@ def from_sources(
       seed: chooses the examples that are held out; 0 <= seed < 2**64.
       group: (N,) integers; examples of one group, such as the people in an image, are all held out
         or none of them. None for single examples.
+      view_of: makes inputs of pictures of any size; None to letterbox them.
 
     Raises:
       DataError: if a number does not fit, or an example cannot be read.
@@ -225,6 +227,7 @@ def from_sources(
     else:
         parts["validation"] = Subset(train, remaining)
     mean, std = statistics.IMAGENET
+    view_of = view_of or letterboxed(size)
     if sum(map(len, parts.values())) * size * size * 3 > MEMORY_LIMIT:
         return Dataset(
             name,
@@ -235,7 +238,7 @@ def from_sources(
             (size, size, 3),
             mean,
             std,
-            view_of=letterboxed(size),
+            view_of=view_of,
         )
     arrays = {part: _loaded(source) for part, source in parts.items() if len(source)}
     return from_arrays(
@@ -248,7 +251,7 @@ def from_sources(
         task=task,
         mean=mean,
         std=std,
-        view_of=letterboxed(size),
+        view_of=view_of,
     )
 
 

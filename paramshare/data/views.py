@@ -10,7 +10,7 @@ import numpy as np
 from paramshare.data.crop import centre_box, resample
 from paramshare.data.decoding import decode
 from paramshare.data.error import DataError, require
-from paramshare.data.letterbox import letterbox
+from paramshare.data.letterbox import crop_square, letterbox, square_around
 from paramshare.errors import one_line
 
 
@@ -74,6 +74,18 @@ def letterboxed(size: int) -> ViewOf:
     def view(image_HxWx3: np.ndarray) -> View:
         canvas, scale = letterbox(image_HxWx3, size)
         return View(canvas, scale, np.zeros(2))
+
+    return view
+
+
+def person(size: int) -> ViewOf:
+    """Views of pictures of one person, whom `paramshare.data.people` would crop with a margin."""
+
+    def view(image_HxWx3: np.ndarray) -> View:
+        height, width = image_HxWx3.shape[:2]
+        left, top, side = square = square_around(np.array([0, 0, width, height]))
+        pixels = crop_square(image_HxWx3, square, size)
+        return View(pixels, np.full(2, size / side), np.array([left, top], np.float64))
 
     return view
 

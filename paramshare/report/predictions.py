@@ -68,19 +68,20 @@ def draw_examples(run: Run, variables: Any, file: str | pathlib.Path, count: int
     inputs = np.stack([source[i]["input"] for i in places])
     try:
         predictions, heatmaps = predictor(run)(variables, inputs)
+        described = [run.task.describe(one, lambda point: point) for one in predictions]
+        rows = 1 if heatmaps is None else 2
+        height = CELL * rows * shape[0] / shape[1] + 0.4
+        figure, axes = blank(rows, len(places), (CELL * len(places), height), squeeze=False)
+        for column, (image, description) in enumerate(zip(inputs, described, strict=True)):
+            _draw(axes[0, column], _picture(image), run.task, description)
+            if heatmaps is not None:
+                _show(axes[1, column], _picture(image))
+                extent = (0, shape[1], shape[0], 0)
+                axes[1, column].imshow(
+                    heatmaps[column], extent=extent, alpha=0.6, cmap="magma", vmin=0
+                )
     except TaskError:
         return False
-    rows = 1 if heatmaps is None else 2
-    height = CELL * rows * shape[0] / shape[1] + 0.4
-    figure, axes = blank(rows, len(places), (CELL * len(places), height), squeeze=False)
-    for column, (image, prediction) in enumerate(zip(inputs, predictions, strict=True)):
-        description = run.task.describe(prediction, lambda point: point)
-        _draw(axes[0, column], _picture(image), run.task, description)
-        if heatmaps is not None:
-            axis = axes[1, column]
-            _show(axis, _picture(image))
-            extent = (0, shape[1], shape[0], 0)
-            axis.imshow(heatmaps[column], extent=extent, alpha=0.6, cmap="magma", vmin=0)
     save(figure, file)
     return True
 

@@ -77,6 +77,8 @@ def precision_recall(
     precision_TxRxK = _precision(scored)
     recall_R, (half, three_quarters) = scored.params.recThrs, (0, 5)  # of 0.5, 0.55, ..., 0.95
     seen = [k for k in range(len(categories)) if precision_TxRxK[0, 0, k] >= 0]
+    if not seen:  # crowds only
+        return {}
     lines = {
         "all, IoU 0.5": precision_TxRxK[half][:, seen].mean(axis=1),
         "all, IoU 0.75": precision_TxRxK[three_quarters][:, seen].mean(axis=1),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from paramshare.tasks.augment import Augment, AugmentError
+from paramshare.tasks.augment import Augment, AugmentError, Draws, move
 from paramshare.tasks.task import Measure, Task, TaskError, add_title
 
 
@@ -28,6 +28,8 @@ class Regression(Task):
       values: their names, V of them.
       mean: typical value of each label; one number for all, or one per value.
       scale: typical deviation of each label from `mean`; one number for all, or one per value.
+      point: whether the two values are a point (x, y) in pixels of the input. It moves with images
+        that are augmented, and `predict` gives it in pixels of the picture.
       invariant: whether the values stay the same when an image is mirrored, shifted or zoomed.
         Otherwise training refuses such augmentation.
 
@@ -45,12 +47,23 @@ class Regression(Task):
     values: tuple[str, ...]
     mean: float | tuple[float, ...] = 0.0
     scale: float | tuple[float, ...] = 1.0
+    point: bool = False
     invariant: bool = False
 
     name: ClassVar[str] = "regression"
     outputs_per_input: ClassVar[str] = "one output per value"
 
     def __post_init__(self) -> None:
+        for name in ("values", "mean", "scale"):  # hashable
+            if isinstance(getattr(self, name), list | np.ndarray):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if isinstance(self.values, str):
+            raise TaskError(f"values is {self.values!r}; it must be a tuple of names")
+        if self.point and (len(self.values) != 2 or self.invariant):
+            raise TaskError(
+                f"point is True, with values {self.values} and invariant={self.invariant}; a point "
+                "has two values, which move with the image"
+            )
         if not self.values or len(set(self.values)) < len(self.values):
             raise TaskError(
                 f"values are {self.values}; there must be at least one, and no name twice"
@@ -104,7 +117,7 @@ class Regression(Task):
     def check_augment(self, config: Augment, input_shape: tuple[int, ...]) -> None:
         """Checks the augmentation, and that the values stay true."""
         super().check_augment(config, input_shape)
-        if self.invariant:
+        if self.invariant or self.point:
             return
         for field in ("flip", "pad_crop", "zoom"):
             value = getattr(config, field)
@@ -114,6 +127,14 @@ class Regression(Task):
                     f"it to {getattr(Augment(), field)}, or pass invariant=True to Regression if "
                     "the values stay the same"
                 )
+
+    def move_labels(
+        self, draws: Draws, labels: Any, config: Augment, shape: tuple[int, ...]
+    ) -> jax.Array:
+        """Moves a point with its image; other values stay as they are."""
+        if not self.point:
+            return labels
+        return move(draws, labels[:, None], config, shape[2])[:, 0]
 
     def losses(self, outputs: Any, labels: Any, *, train: bool) -> dict[str, jax.Array]:
         """Huber's loss, in float32."""
@@ -156,9 +177,14 @@ class Regression(Task):
         return self.predicted(outputs)
 
     def describe(self, prediction: Any, original: Callable[[Any], Any]) -> dict[str, Any]:
-        """Each value by its name."""
+        """Each value by its name; a point in pixels of the picture."""
+        prediction = original(prediction) if self.point else prediction
         return {name: float(value) for name, value in zip(self.values, prediction, strict=True)}
 
     def draw(self, axes: Any, description: Mapping[str, Any]) -> None:
-        """Writes the values above the picture."""
+        """Draws a point as a dot; writes other values above the picture."""
+        if self.point:
+            x, y = (description[name] for name in self.values)
+            axes.plot(x, y, "+", color="#d1495b", markersize=14, markeredgewidth=2)
+            return
         add_title(axes, ", ".join(f"{name} {description[name]:.3g}" for name in self.values))

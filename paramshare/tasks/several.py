@@ -43,19 +43,23 @@ class Several(Task):
     outputs_per_input: ClassVar[str] = "a dict with the outputs of each task"
 
     def __post_init__(self) -> None:
-        tasks = dict(self.tasks)
-        if not tasks or len(tasks) < len(self.tasks):
-            raise TaskError(
-                f"tasks are {[name for name, _ in self.tasks]}; there must be at least one, and no "
-                "name twice"
-            )
-        for name, task in tasks.items():
-            if not re.fullmatch(r"\w+", name) or not isinstance(task, Task):
+        pairs = self.tasks.items() if isinstance(self.tasks, Mapping) else self.tasks
+        for pair in pairs:
+            name, task = pair if isinstance(pair, tuple) and len(pair) == 2 else ("", pair)
+            if not re.fullmatch(r"\w+", str(name)) or not isinstance(task, Task):
                 raise TaskError(
                     f"tasks has an entry {name!r}: {task!r}; it must be a `Task` with a name of "
                     "letters, digits and underscores"
                 )
-            if type(task).views is not Task.views and task.views(jnp.zeros((1, 2, 2, 1))).size != 4:
+        tasks = {str(name): task for name, task in pairs}
+        if not tasks or len(tasks) < len(self.tasks):
+            raise TaskError(
+                f"tasks are {[name for name, _ in pairs]}; there must be at least one, and no "
+                "name twice"
+            )
+        for name, task in tasks.items():
+            views = jax.eval_shape(task.views, jax.ShapeDtypeStruct((1, 2, 2, 1), jnp.float32))
+            if views.shape[0] > 1:
                 raise TaskError(
                     f"the task {name!r} evaluates several views of an input, which tasks that "
                     f"share one network cannot: turn that off ({task.name}: flip_test=False)"
@@ -105,21 +109,26 @@ class Several(Task):
                 )
         return {"num_classes": {name: given["num_classes"] for name, given in options.items()}}
 
+    @property
+    def has_label_smoothing(self) -> bool:
+        """Whether a task has it."""
+        return any(task.has_label_smoothing for _, task in self._pairs)
+
     def with_label_smoothing(self, smoothing: float) -> "Several":
         """The same tasks; those that support label smoothing have it.
 
         Raises:
           TaskError: if `smoothing` is not 0 and no task supports it.
         """
-        if smoothing == 0:
-            return self
-        smoothed = dict(self._pairs)
-        for name, task in self._pairs:
-            if type(task).with_label_smoothing is not Task.with_label_smoothing:
-                smoothed[name] = task.with_label_smoothing(smoothing)
-        if smoothed == dict(self._pairs):
+        if not self.has_label_smoothing:
             super().with_label_smoothing(smoothing)
-        return dataclasses.replace(self, tasks=smoothed)
+        return self.map(
+            lambda task: task.with_label_smoothing(smoothing) if task.has_label_smoothing else task
+        )
+
+    def map(self, function: Callable[[Task], Task]) -> "Several":
+        """The same names with other tasks."""
+        return Several({name: function(task) for name, task in self._pairs})
 
     def check_outputs(self, outputs: Any, input_shape: tuple[int, ...]) -> None:
         """Checks the names of the tasks, then the outputs of each."""
@@ -196,6 +205,11 @@ class Several(Task):
     def predict(self, outputs: Any, input_shape: tuple[int, ...]) -> dict[str, Any]:
         """What each task predicts."""
         return {name: task.predict(outputs[name], input_shape) for name, task in self._pairs}
+
+    def heatmap(self, outputs: Any) -> jax.Array | None:
+        """The maps of the first task that has some."""
+        maps = (task.heatmap(outputs[name]) for name, task in self._pairs)
+        return next((found for found in maps if found is not None), None)
 
     def describe(self, prediction: Any, original: Callable[[Any], Any]) -> dict[str, Any]:
         """What each task describes, by its name."""

@@ -1,6 +1,7 @@
 """The base class of tasks. A task defines its labels, augmentation, losses and measures."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -40,13 +41,16 @@ class Measure:
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")  # when read from a file
 
     def format(self, value: float) -> str:
-        """The value as text."""
-        return format(value, self.format_spec)
+        """The value as text; "-" for NaN, where there was nothing to measure."""
+        return "-" if math.isnan(value) else format(value, self.format_spec)
 
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """A chart of whole-set results for the report, such as precision against recall."""
+    """A chart of whole-set results for the report, such as precision against recall.
+
+    Points that are not finite are left out.
+    """
 
     title: str
     """Shown above the chart; says what the y axis is."""
@@ -54,6 +58,13 @@ class Curves:
     """Label of the x axis."""
     lines: dict[str, list[tuple[float, float]]]
     """Points (x, y) of each line, by its label."""
+
+    def __post_init__(self) -> None:
+        lines = {
+            label: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+            for label, points in self.lines.items()
+        }
+        object.__setattr__(self, "lines", lines)
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")  # when read from a file
 
@@ -88,6 +99,11 @@ class Task:
     def network_options(self) -> dict[str, Any]:
         """Options of `paramshare.create_model` that follow from the task."""
         return {}
+
+    @property
+    def has_label_smoothing(self) -> bool:
+        """Whether `with_label_smoothing` takes anything but 0."""
+        return type(self).with_label_smoothing is not Task.with_label_smoothing
 
     def with_label_smoothing(self, smoothing: float) -> "Task":
         """The same task with smoothed labels in training.
@@ -195,8 +211,12 @@ class Task:
         Args:
           prediction: an example of what `predict` returns, as NumPy arrays.
           original: maps points (..., 2) of the input, (x, y), to pixels of the picture.
+
+        Raises:
+          TaskError: if predictions of this task cannot be shown.
         """
-        raise NotImplementedError
+        del prediction, original
+        raise TaskError(f"predictions of the task {self.name!r} cannot be shown")
 
     def draw(self, axes: Any, description: Mapping[str, Any]) -> None:
         """Draws a prediction onto matplotlib axes that show the picture.
@@ -204,8 +224,12 @@ class Task:
         Args:
           axes: the axes; pixel (x, y) of the picture covers x to x + 1 and y to y + 1.
           description: as `describe` returns it.
+
+        Raises:
+          TaskError: if predictions of this task cannot be drawn.
         """
-        raise NotImplementedError
+        del axes, description
+        raise TaskError(f"predictions of the task {self.name!r} cannot be drawn")
 
     def check_augment(self, config: Augment, input_shape: tuple[int, ...]) -> None:
         """Checks that `config` can be applied to inputs of this shape.

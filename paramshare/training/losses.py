@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from paramshare.tasks import Task
+from paramshare.tasks import Several, Task
 from paramshare.training.config import Config, ConfigError
 
 
@@ -13,6 +13,8 @@ def smoothed(task: Task, smoothing: float) -> Task:
     """The task with the configured label smoothing; 0 keeps what the task has itself."""
     if not smoothing:
         return task
+    if isinstance(task, Several) and task.has_label_smoothing:
+        return task.map(lambda one: smoothed(one, smoothing) if one.has_label_smoothing else one)
     of_task = getattr(task, "label_smoothing", 0.0)
     if of_task not in (0.0, smoothing):
         raise ConfigError(
@@ -54,7 +56,7 @@ def weighted(config: Config, losses: dict[str, jax.Array]) -> dict[str, jax.Arra
     """The losses of a task, multiplied by the configured weights.
 
     A weight applies to the loss of its name and, of several tasks, to all losses of the task of its
-    name; a loss's own weight goes before its task's.
+    name; a loss's own weight takes precedence over its task's.
 
     Example:
       >>> import jax.numpy as jnp
@@ -65,9 +67,20 @@ def weighted(config: Config, losses: dict[str, jax.Array]) -> dict[str, jax.Arra
     factors = weights(config)
     result = {}
     for name, loss in losses.items():
-        factor = factors.get(name, factors.get(name.partition("/")[0]))
+        factor = next((factors[part] for part in _parts(name) if part in factors), None)
         result[name] = loss if factor is None else factor * loss
     return result
+
+
+def _parts(name: str) -> list[str]:
+    """The name of a loss, then of its task, and of the tasks that hold that one.
+
+    Example:
+      >>> _parts("place/x/huber")
+      ['place/x/huber', 'place/x', 'place']
+    """
+    words = name.split("/")
+    return ["/".join(words[:count]) for count in range(len(words), 0, -1)]
 
 
 def check_weights(config: Config, task: Task, outputs: Any, input_shape: tuple[int, ...]) -> None:
@@ -87,10 +100,10 @@ def check_weights(config: Config, task: Task, outputs: Any, input_shape: tuple[i
         task.label_spec(input_shape),
     )
     losses = jax.eval_shape(lambda o, y: task.losses(o, y, train=True), outputs, labels)
-    known = set(losses) | {name.partition("/")[0] for name in losses if "/" in name}
+    known = {part for name in losses for part in _parts(name)}
     for name in factors:
         if name not in known:
             raise ConfigError(
                 f"loss_weights names {name!r}, but the losses of the task {task.name!r} are "
-                f"{', '.join(losses)}; use their names, or the part before '/'"
+                f"{', '.join(losses)}; use their names, or those of tasks"
             )

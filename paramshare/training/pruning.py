@@ -39,7 +39,7 @@ def keep_zeros(settings: Compression, steps: int) -> optax.GradientTransformatio
       settings: what is pruned.
       steps: of the whole run.
     """
-    last = max(1, steps // 2) if settings.gradual else 1
+    last = last_pruning(settings, steps)
     every = max(1, last // PRUNINGS)
 
     def init(params: Any) -> PruningState:
@@ -73,6 +73,11 @@ def keep_zeros(settings: Compression, steps: int) -> optax.GradientTransformatio
         return updates, PruningState(count)
 
     return optax.GradientTransformation(init, update)
+
+
+def last_pruning(settings: Compression, steps: int) -> int:
+    """The update of a run of so many steps after which all is pruned that is asked for."""
+    return max(1, steps // 2) if settings.gradual else 1
 
 
 def sparsity(count: Any, last: int) -> jax.Array:

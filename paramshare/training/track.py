@@ -21,6 +21,7 @@ from paramshare.training.checkpoint import CheckpointError, Checkpoints
 from paramshare.training.evaluation import NonFinite
 from paramshare.training.metrics import METRICS, MetricsFile, metrics_digest, read_metrics
 from paramshare.training.processes import ProcessError, united
+from paramshare.training.pruning import last_pruning
 from paramshare.training.result import Evaluation, Result, Selected
 from paramshare.training.run import OPERATIONS, Run
 from paramshare.training.state import State
@@ -111,6 +112,7 @@ class Track:
         self.best = stack.enter_context(Checkpoints(workdir / "best", keep=1))
         self.progress = Progress()
         self._last: dict[str, float] = {}  # the last line
+        self._warned = False  # of a validation score that is not finite
         self._stack = stack
 
     def restore(self, step: int) -> tuple[State, Progress]:
@@ -159,8 +161,6 @@ class Track:
                 "slightly from those of an uninterrupted run"
             )
         progress.environment = now
-        if jax.process_index() == 0:
-            (self.workdir / PACKED).unlink(missing_ok=True)  # of variables that now change
         self.metrics = MetricsFile(  # before anything is dropped: it may fail
             self.workdir,
             int(state.step),
@@ -170,6 +170,8 @@ class Track:
         self._stack.callback(self.metrics.close)
         self.newest.drop_after(int(state.step))
         self.best.drop_after(int(state.step))
+        if jax.process_index() == 0:
+            (self.workdir / PACKED).unlink(missing_ok=True)  # of variables that now change
 
     def add(self, lines: list[dict[str, float]]) -> None:
         """Adds the metrics of steps; those of skipped updates are counted only.
@@ -289,7 +291,17 @@ class Track:
             # After NaN or infinity no later score would be larger.
             better = progress.best_score is None or value > progress.best_score
             last_phase = phase == run.data.phases - 1
-            if not prefix and better and math.isfinite(value) and last_phase:
+            if not math.isfinite(value) and not self._warned:
+                self._warned = True
+                warn(
+                    f"validation {score} is {value} in epoch {epoch}; such epochs are not selected"
+                )
+            # Nor are scores of networks that are not yet pruned as much as asked.
+            settings = run.config.compression
+            pruned = not settings.gradual or (
+                step - progress.skipped >= last_pruning(settings, run.steps)
+            )
+            if not prefix and better and math.isfinite(value) and last_phase and pruned:
                 progress.best_score, progress.best_epoch, progress.best_step = value, epoch, step
                 # On disk before any checkpoint that refers to it.
                 self.best.save(step, variables, {"epoch": epoch, "validation": value}, wait=True)

@@ -133,10 +133,23 @@ def test_killed_fine_tuning_resumes_with_the_same_command(command, refused, comp
 def test_pruned_gradually_then_quantised(command, refused, source, tmp_path):
     """No zeros before fine-tuning, all of them afterwards; quantising keeps them."""
     pruned = tmp_path / "pruned"
-    options = ("--prune", 0.75, "--gradual", "--fine-tune", 1, "--banks", "r.*")
+    options = (
+        "--prune",
+        0.75,
+        "--gradual",
+        "--fine-tune",
+        2,
+        "--validate-steps",
+        1,
+        "--banks",
+        "r.*",
+    )
     printed = json.loads(command("compress", source, *options, "--output", pruned, "--json"))
     zeros = [bank["zeros"] / bank["parameters"] for bank in printed["banks"]]
     assert zeros == [0.75]
+    _, selected, step = load_run(pruned, "best")  # not of an epoch that was pruned less
+    (values,) = jax.tree.leaves(selected["banks"])
+    assert np.mean(np.asarray(values) == 0) == 0.75 and step >= 2
     test = printed["test"]
     assert test["after"]["loss"] == pytest.approx(test["before"]["loss"], rel=1e-6)
     text = command("compress", pruned, "--bits", 8, "--banks", "r.*")

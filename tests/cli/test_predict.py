@@ -1,6 +1,7 @@
 """`paramshare predict`: JSON for each picture, and drawings."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,13 @@ def test_a_bad_picture_is_named_before_anything_is_written(trained, pictures, tm
     assert main(["predict", str(trained), *names, "--output", str(folder)]) == 2
     printed = capsys.readouterr()
     assert "bad.png' cannot be read" in printed.err and not printed.out and not folder.exists()
+
+
+def test_a_drawing_never_replaces_a_picture(refused, trained, pictures):
+    folder = pathlib.Path(pictures[0]).parent
+    before = pathlib.Path(pictures[0]).read_bytes()
+    assert "would replace a picture" in refused("predict", trained, *pictures, "--output", folder)
+    assert pathlib.Path(pictures[0]).read_bytes() == before
 
 
 def test_boxes_are_given_and_drawn_in_pixels_of_the_picture(tmp_path):

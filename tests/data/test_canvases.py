@@ -100,9 +100,16 @@ def test_several_tasks_have_the_class_the_centre_and_the_angle():
         assert abs(example["label"]["angle"][0]) <= 60
 
 
-@pytest.mark.parametrize("drawing", [Drawing(most=2, turn=60), Drawing(most=1)])
+def test_blank_digits_are_named():
+    with pytest.raises(DataError, match="digit 0, of class 7, has no pixel"):
+        Drawing().draw(np.zeros((1, 8, 8), np.uint8), np.array([7]), 0, range(1))
+
+
+@pytest.mark.parametrize(
+    "drawing", [Drawing(most=2, turn=60), Drawing(most=1), Drawing(most=1, turn=91)]
+)
 def test_several_tasks_need_one_turned_digit(drawing):
-    with pytest.raises(DataError, match="needs one turned digit on a canvas"):
+    with pytest.raises(DataError, match="needs one digit on a canvas, turned"):
         Canvases(task="several", drawing=drawing)
 
 

@@ -5,11 +5,12 @@ import pytest
 from PIL import Image
 
 from paramshare.data import DataError
-from paramshare.data.views import centred, letterboxed, read_picture, stretched
+from paramshare.data.views import centred, letterboxed, person, read_picture, stretched
 
 
 @pytest.mark.parametrize(
-    "view_of", [stretched((32, 32, 3)), stretched((32, 32, 1)), letterboxed(32), centred(32)]
+    "view_of",
+    [stretched((32, 32, 3)), stretched((32, 32, 1)), letterboxed(32), centred(32), person(32)],
 )
 def test_points_of_the_input_are_led_back_to_the_picture(view_of):
     picture = np.zeros((120, 80, 3), np.uint8)

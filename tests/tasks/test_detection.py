@@ -105,7 +105,10 @@ def test_precision_falls_where_recall_needs_the_box_behind_a_false_one():
         assert points[0.33] == 1 and points[0.34] == pytest.approx(2 / 3, abs=1e-4)
         assert points[0.66] == pytest.approx(2 / 3, abs=1e-4) and points[0.67] == 0
     nothing = labels_of([], [])
-    assert not Detection(CATEGORIES, 4).curves({"detected": detected(nothing), "labels": nothing})
+    crowd = labels_of([(0, (0, 0, 20, 20))])
+    crowd["crowd"][:] = crowd["present"]
+    for labels in (nothing, crowd):
+        assert not Detection(CATEGORIES, 4).curves({"detected": detected(labels), "labels": labels})
 
 
 def test_sizes_are_those_of_the_original_image():

@@ -15,7 +15,9 @@ from paramshare.tasks import (
     Several,
     TaskError,
 )
-from paramshare.tasks.augment import draw
+from paramshare.tasks.augment import draw, move
+from paramshare.training.config import ConfigError
+from paramshare.training.losses import smoothed
 
 RNG = np.random.default_rng(0)
 SHAPE = (8, 8, 1)
@@ -55,6 +57,8 @@ def test_the_regression_loss_is_hubers_of_the_standardised_error():
         ((("x", "y"), (1.0,)), "mean has 1 numbers for 2 values"),
         ((("x",), 0.0, 0.0), "scale is 0.0; it must be positive"),
         ((("x",), np.nan), "mean is nan; it must be finite"),
+        (("xy",), "must be a tuple of names"),
+        ((("x",), 0.0, 1.0, True), "a point has two values"),
     ],
 )
 def test_regressions_that_make_no_sense(given, message):
@@ -135,10 +139,43 @@ def test_label_smoothing_reaches_the_tasks_that_have_it():
         Several({"place": PLACE}).with_label_smoothing(0.1)
 
 
+def test_a_tasks_own_label_smoothing_is_not_replaced():
+    own = Several({"digit": Classification(3, label_smoothing=0.2), "place": PLACE})
+    assert smoothed(own, 0.0) == own and smoothed(own, 0.2) == own
+    with pytest.raises(ConfigError, match=r"label_smoothing is 0\.1, but the task has 0\.2"):
+        smoothed(own, 0.1)
+    assert smoothed(several(), 0.1) == several().with_label_smoothing(0.1)
+
+
+def test_points_move_with_the_image_and_are_given_in_pixels_of_the_picture():
+    point = Regression(("x", "y"), mean=4.0, scale=4.0, point=True)
+    config, shape = Augment(flip=True, zoom=(0.5, 2)), (6, *SHAPE)
+    draws = draw(jax.random.key(0), config, shape)
+    labels = jnp.asarray(RNG.uniform(0, 8, (6, 2)), jnp.float32)
+    point.check_augment(config, SHAPE)
+    moved = point.move_labels(draws, labels, config, shape)
+    np.testing.assert_array_equal(moved, move(draws, labels[:, None], config, 8)[:, 0])
+    np.testing.assert_array_equal(PLACE.move_labels(draws, labels, config, shape), labels)
+    shown = point.describe(np.array([2.0, 3.0]), lambda p: 10 * p + 1)
+    assert shown == {"x": 21, "y": 31}
+    assert PLACE.describe(np.array([2.0, 3.0]), lambda p: 10 * p + 1) == {"x": 2, "y": 3}
+
+
+def test_the_heatmap_is_that_of_the_task_that_has_one():
+    pose = Pose(("left_hand", "right_hand"), flip_test=False)
+    task, heatmaps = Several({"a": PLACE, "pose": pose}), jnp.zeros((1, 2, 4, 4, 2))
+    outputs = {"a": jnp.zeros((1, 2)), "pose": heatmaps.at[0, 1, 2, 3, 1].set(5.0)}
+    found = task.heatmap(outputs)
+    assert found is not None and found.shape == (1, 4, 4) and found[0, 2, 3] == 5
+    assert Several({"a": PLACE}).heatmap(outputs) is None
+
+
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
         ({}, "at least one"),
+        ([PLACE], "must be a `Task`"),
+        ({1: 2}, "must be a `Task`"),
         ((("a", PLACE), ("a", PLACE)), "no name twice"),
         ({"a/b": PLACE}, "letters, digits and underscores"),
         ({"a": "place"}, "must be a `Task`"),

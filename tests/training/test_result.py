@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from paramshare.storage import StorageError
-from paramshare.tasks import Measure
+from paramshare.tasks import Curves, Measure
 from paramshare.training.checkpoint import CheckpointError
 from paramshare.training.result import Evaluation, Result, RunFacts, Selected
 
@@ -30,6 +30,15 @@ RESULT = Result(
     jax="0.10",
 )
 FACTS = RunFacts("abc", 58, 6, 355, (8, 8, 1), {"num_classes": 10}, "classification", SCORE)
+
+
+def test_curves_are_stored_without_points_that_are_not_finite(tmp_path):
+    chart = Curves("Precision", "recall", {"cat": [(0.0, 1.0), (0.5, math.nan), (math.inf, 0.0)]})
+    evaluation = Evaluation(0.1, 12, {"accuracy": 0.5}, curves=(chart,))
+    evaluation.write(tmp_path / "test.json")
+    assert Evaluation.read(tmp_path / "test.json") == evaluation
+    assert chart.lines == {"cat": [(0.0, 1.0)]}
+    assert "curves" not in Evaluation(0.1, 12, {"accuracy": 0.5}).as_json()
 
 
 def test_what_is_written_comes_back(tmp_path):
@@ -111,7 +120,7 @@ def test_a_file_that_cannot_be_written(tmp_path):
 
 def test_how_a_score_is_described():
     assert LAST.describe(SCORE) == "99.15% (352 of 355 examples)"
-    assert Evaluation(0.1, 12, {"accuracy": math.nan}).describe(SCORE) == "nan% (12 examples)"
+    assert Evaluation(0.1, 12, {"accuracy": math.nan}).describe(SCORE) == "- (12 examples)"
     f1 = Evaluation(0.1, 12, {"f1": 0.5})
     assert f1.describe(Measure("f1", "F1 of cells", "f1")) == "50.00% (12 examples)"
     error = Measure("error", "negative error", "err", format_spec=".1f")

@@ -74,7 +74,12 @@ def test_weights_that_cannot_be_used(weights, message):
 def test_predictions_of_all_tasks_are_printed_and_drawn(ran, tmp_path, capsys):
     image, _, _ = DATA.drawing.draw(np.full((1, 8, 8), 200, np.uint8), np.array([0]), 0, range(1))
     Image.fromarray(image[0, ..., 0]).save(tmp_path / "one.png")
-    assert main(["predict", str(ran[0]), str(tmp_path / "one.png"), "--output", str(tmp_path)]) == 0
+    assert (
+        main(
+            ["predict", str(ran[0]), str(tmp_path / "one.png"), "--output", str(tmp_path / "drawn")]
+        )
+        == 0
+    )
     (line,) = [json.loads(x) for x in capsys.readouterr().out.splitlines() if x.startswith("{")]
     assert set(line) >= {"angle", "digit", "place"}
     assert set(line["place"]) == {"x", "y"} and 0 <= line["digit"]["class"] <= 9

@@ -44,11 +44,12 @@ class Canvases(DataConfig):
     """How canvases are drawn."""
 
     def __post_init__(self) -> None:
-        if self.task == "several" and (self.drawing.most > 1 or not self.drawing.turn):
+        drawing = self.drawing
+        if self.task == "several" and (drawing.most > 1 or not 0 < drawing.turn <= 90):
             raise ValueError(
-                f'data.task "several" needs one turned digit on a canvas, but data.drawing.most is '
-                f"{self.drawing.most} and data.drawing.turn is {self.drawing.turn:g}; set them to "
-                "1 and, for example, 60"
+                f'data.task "several" needs one digit on a canvas, turned by at most 90 degrees, '
+                f"but data.drawing.most is {drawing.most} and data.drawing.turn is "
+                f"{drawing.turn:g}; set them to 1 and, for example, 60"
             )
 
     def load(self, seed: int = 0) -> Dataset:
@@ -92,7 +93,7 @@ class Canvases(DataConfig):
             {
                 "angle": Regression(("angle",), scale=self.drawing.turn),
                 "digit": Classification(classes),
-                "place": Regression(("x", "y"), mean=half, scale=half),
+                "place": Regression(("x", "y"), mean=half, scale=half, point=True),
             }
         )
 

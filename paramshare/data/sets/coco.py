@@ -12,6 +12,7 @@ from paramshare.data.people import PoseSource
 from paramshare.data.reading import ANNOTATED_SIZE, from_sources
 from paramshare.data.registry import DataConfig, register
 from paramshare.data.sets.idx import Folder
+from paramshare.data.views import person
 from paramshare.tasks import Detection, Pose
 from paramshare.tasks.config import Count, Fraction
 
@@ -94,6 +95,7 @@ class Coco(DataConfig):
             train_examples=self.train_examples,
             seed=seed,
             group=group,
+            view_of=person(size) if self.task == "pose" and self.person_crop else None,
         )
 
     def _files(self) -> dict[str, pathlib.Path]:
