@@ -232,6 +232,7 @@ def test_recipe_is_documented_and_survives_storing(file):
     ]
     docstring = " ".join(file.read_text().split('"""')[1].split())
     assert f"paramshare train experiments/recipes/{file.name} --workdir runs/" in docstring
+    assert not re.search(r"\b(TIME|RESULT|TODO)\b", docstring)
     if "trainable parameters" in docstring:
         assert f"{TRAINABLE[file.stem]:,} trainable parameters" in docstring
 

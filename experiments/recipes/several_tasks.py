@@ -4,8 +4,9 @@ Command   paramshare train experiments/recipes/several_tasks.py --workdir runs/s
           a ring per task, as large together: --model.name networks-resnet8-rpg-3000-apart; one
           network with three heads: --model.name heads-resnet8-rpg-9000; unshared networks:
           --model.name networks-resnet8; weights: --loss-weights place=2 digit=0.5
-Time      TIME
-Result    RESULT
+Time      153 s on 2 CPU cores that other work shared, the fastest of three runs
+Result    digit 95.2%, mean errors of 5.9 degrees and 0.64 pixels (3 seeds,
+          results/several_tasks.md); 11,717 trainable parameters instead of 223,901
 Source    our choice. Wang et al. 2021 train several tasks from one ring; their networks and tasks
           are not known to us.
 """
