@@ -59,7 +59,7 @@ SMALLER = {
     "imagenet_rpg": "resnet8-rpg-1000",
     "quickstart": "resnet16-2-repeat",
     "shortest_paths": "spathnet-2-4-2",
-    "several_tasks": "heads-resnet8",
+    "canvases_retinanet": "retinanet-resnet14-s8u1-head8x1",
 }
 TINY = Curriculum(
     size=8,
