@@ -93,10 +93,14 @@ def read_annotations(file: pathlib.Path, *, keypoints: bool = False) -> Annotati
     data, digest = read_json(file)
     reader = Reader(file)
     names = reader.by_id(data, "categories")
+    ids_of: dict[str, int] = {}
     for id, category in names.items():
         if not whole(id):
             raise reader.error(f"category {id!r}", f"has the id {id!r}", "use an integer")
-        reader.value(category, "name", str, f"category {id!r}")
+        name = reader.value(category, "name", str, f"category {id!r}")
+        if ids_of.setdefault(name, id) != id:
+            problem = f"has the name {name!r}, as category {ids_of[name]!r} has"
+            raise reader.error(f"category {id!r}", problem, "rename one of them")
     category_ids = sorted(names)
     pictures = [reader.picture(id, image) for id, image in reader.by_id(data, "images").items()]
     if not category_ids or not pictures:

@@ -53,6 +53,10 @@ BAD_FILES = {
     "key": (change(annotations=None), "train.json has no annotations; .*pass another file"),
     "strings": (change(images=["a"]), "images must be a list of objects with an id"),
     "no category": (change(categories=[]), "has 0 categories and 4 images; .*at least one"),
+    "two names": (
+        change("categories", 1, name="cat"),
+        "category 90 has the name 'cat', as category 3 has; rename one",
+    ),
     "unnamed": (change("categories", 0, name=None), "category 3 has no 'name'; add it"),
     "no id": (change("images", 1, id=None), "image number 2 of images has no 'id'; add it"),
     "image id": (change("images", 1, id=10), "train.json: image 10 appears twice; give"),
