@@ -55,7 +55,6 @@ def of(name: str) -> pathlib.Path:
 # One recipe of each scheme and data source, with a smaller network.
 SMALLER = {
     "cifar10_swrn": "swrn-16-0.5-1",
-    "cifar10_basis": "resnet14-s8u1",
     "imagenet_rpg": "resnet8-rpg-1000",
     "quickstart": "resnet16-2-repeat",
     "shortest_paths": "spathnet-2-4-2",

@@ -9,6 +9,7 @@ import pytest
 
 from paramshare.cli import main
 from paramshare.data import Digits
+from paramshare.report import predictions
 from paramshare.training import run as training_run
 from paramshare.training.derive import load_run
 
@@ -30,6 +31,14 @@ config = Config(
 def _lenient_promotion():
     # optax's schedules multiply integer steps with floats.
     with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_pictures_of_examples():
+    """They have tests of their own; here each would compile a program."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predictions, "draw_examples", lambda *args: False)
         yield
 
 

@@ -10,7 +10,10 @@ from PIL import Image
 from paramshare.cli import main
 from paramshare.data import Canvases
 from paramshare.data.canvases import Drawing
+from paramshare.report.predictions import draw_examples
+from paramshare.tasks import Several, Task
 from paramshare.training.config import Config, ConfigError, Model, Optimizer
+from paramshare.training.derive import load_run
 from paramshare.training.evaluation import make_evaluate
 from paramshare.training.loop import train
 from paramshare.training.metrics import read_metrics
@@ -69,6 +72,27 @@ def test_losses_are_weighted_in_training_and_evaluation(ran):
 def test_weights_that_cannot_be_used(weights, message):
     with pytest.raises(ConfigError, match=message):
         prepare(dataclasses.replace(CONFIG, loss_weights=weights))
+
+
+def test_pictures_of_test_examples_are_drawn_where_the_task_can(ran, tmp_path):
+    run, variables, _ = load_run(ran[0])
+    assert draw_examples(run, variables, tmp_path / "some.png", count=3)
+    with Image.open(tmp_path / "some.png") as picture:
+        assert picture.width > 2 * picture.height
+    mute = dataclasses.replace(run, task=Mute())
+    assert not draw_examples(mute, variables, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+class Mute(Several):
+    """Describes nothing."""
+
+    def __init__(self):
+        task = prepare(CONFIG).task
+        assert isinstance(task, Several)
+        super().__init__(task.tasks)
+
+    describe = Task.describe
 
 
 def test_predictions_of_all_tasks_are_printed_and_drawn(ran, tmp_path, capsys):
