@@ -22,15 +22,20 @@ class View:
       input: (H, W, C) uint8.
       scale: (2,) pixels of the input per pixel of the picture, along x and y.
       offset: (2,) where the input's top left corner is in the picture (x, y).
+      size: (2,) width and height of the picture, in pixels.
     """
 
     input: np.ndarray
     scale: np.ndarray
     offset: np.ndarray
+    size: np.ndarray
 
     def original(self, point: np.ndarray) -> np.ndarray:
-        """Points (..., 2) of the input, (x, y), in pixels of the picture."""
-        return np.asarray(point, np.float64) / self.scale + self.offset
+        """Points (..., 2) of the input, (x, y), in pixels of the picture.
+
+        Points of what fills up the input, outside of the picture, are moved to its edge.
+        """
+        return np.clip(np.asarray(point, np.float64) / self.scale + self.offset, 0, self.size)
 
 
 ViewOf = Callable[[np.ndarray], View]
@@ -63,7 +68,7 @@ def stretched(input_shape: tuple[int, ...]) -> ViewOf:
         picture = pil.fromarray(image_HxWx3).convert("L" if channels == 1 else "RGB")
         pixels = np.asarray(picture.resize((width, height), pil.Resampling.BILINEAR))
         scale = np.array([width / image_HxWx3.shape[1], height / image_HxWx3.shape[0]])
-        return View(pixels.reshape(height, width, channels), scale, np.zeros(2))
+        return View(pixels.reshape(height, width, channels), scale, np.zeros(2), _size(image_HxWx3))
 
     return view
 
@@ -73,7 +78,7 @@ def letterboxed(size: int) -> ViewOf:
 
     def view(image_HxWx3: np.ndarray) -> View:
         canvas, scale = letterbox(image_HxWx3, size)
-        return View(canvas, scale, np.zeros(2))
+        return View(canvas, scale, np.zeros(2), _size(image_HxWx3))
 
     return view
 
@@ -85,7 +90,8 @@ def person(size: int) -> ViewOf:
         height, width = image_HxWx3.shape[:2]
         left, top, side = square = square_around(np.array([0, 0, width, height]))
         pixels = crop_square(image_HxWx3, square, size)
-        return View(pixels, np.full(2, size / side), np.array([left, top], np.float64))
+        offset = np.array([left, top], np.float64)
+        return View(pixels, np.full(2, size / side), offset, _size(image_HxWx3))
 
     return view
 
@@ -98,9 +104,15 @@ def centred(size: int, channels: int = 3) -> ViewOf:
         pixels = resample(image_HxWx3, box, size)
         if channels == 1:
             pixels = stretched((size, size, 1))(pixels).input
-        return View(pixels, np.full(2, size / side), np.array([left, top], np.float64))
+        offset = np.array([left, top], np.float64)
+        return View(pixels, np.full(2, size / side), offset, _size(image_HxWx3))
 
     return view
+
+
+def _size(image_HxWx3: np.ndarray) -> np.ndarray:
+    """(2,) width and height."""
+    return np.array(image_HxWx3.shape[1::-1], np.float64)
 
 
 def read_picture(file: str | os.PathLike[str]) -> np.ndarray:

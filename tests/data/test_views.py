@@ -23,6 +23,14 @@ def test_points_of_the_input_are_led_back_to_the_picture(view_of):
     np.testing.assert_allclose(view.original(centre), [40, 54], atol=1.5)
 
 
+@pytest.mark.parametrize("view_of", [letterboxed(32), person(32)])
+def test_points_beside_the_picture_are_moved_to_its_edge(view_of):
+    """A picture of 80 x 120 fills 21 of 32 columns at most."""
+    view = view_of(np.zeros((120, 80, 3), np.uint8))
+    x, y = view.original(np.array([31.9, 16.0]))
+    assert x == 80 and 0 < y < 120
+
+
 def test_inputs_have_the_shape_that_the_network_takes():
     picture = np.zeros((10, 30, 3), np.uint8)
     assert stretched((8, 16, 1))(picture).input.shape == (8, 16, 1)
