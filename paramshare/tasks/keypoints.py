@@ -11,6 +11,10 @@ import numpy as np
 from paramshare.tasks.average_precision import evaluated, named
 from paramshare.tasks.task import TaskError
 
+TORSO = (("left_shoulder", "right_hip"), ("right_shoulder", "left_hip"))
+HEAD = (("neck", "head_top"),)
+# Name of a measure: its title, and the fraction of a length within which a joint is correct.
+FRACTIONS = {"pck": ("PCK@0.2", 0.2), "pckh": ("PCKh@0.5", 0.5), "pck_box": ("box PCK@0.1", 0.1)}
 PRECISION = ("ap", "ap50", "ap75", "ap_medium", "ap_large", "ar")
 # https://cocodataset.org/#keypoints-eval; the evaluator's sigmas, by the names of the joints.
 SIGMAS = {

@@ -13,13 +13,18 @@ import numpy as np
 
 from paramshare.tasks import heatmaps
 from paramshare.tasks.augment import Augment, AugmentError, Draws, move
-from paramshare.tasks.keypoints import SIGMAS, correct, keypoint_precision, lengths, partners, ratio
+from paramshare.tasks.keypoints import (
+    FRACTIONS,
+    HEAD,
+    SIGMAS,
+    TORSO,
+    correct,
+    keypoint_precision,
+    lengths,
+    partners,
+    ratio,
+)
 from paramshare.tasks.task import Measure, Task, TaskError
-
-TORSO = (("left_shoulder", "right_hip"), ("right_shoulder", "left_hip"))
-HEAD = (("neck", "head_top"),)
-# Name of a measure: its title, and the fraction of a length within which a joint is correct.
-FRACTIONS = {"pck": ("PCK@0.2", 0.2), "pckh": ("PCKh@0.5", 0.5), "pck_box": ("box PCK@0.1", 0.1)}
 
 
 @dataclasses.dataclass(frozen=True)

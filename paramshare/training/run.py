@@ -29,7 +29,7 @@ from paramshare.training.optimizer import learning_rate, optimizer
 from paramshare.training.penalty import check_penalty
 from paramshare.training.result import RunFacts
 from paramshare.training.slices import cut_banks, is_sliced, join_banks, norm_over, sliced_model
-from paramshare.training.state import AXIS, State, hashable, init_state, training_trace
+from paramshare.training.state import AXIS, State, cached_for, init_state, training_trace
 from paramshare.training.tied import tie
 from paramshare.zoo import create_model
 
@@ -328,8 +328,7 @@ def check_model(model: nn.Module, name: str, data: Dataset) -> tuple[Any, Any, s
             lambda inputs: model.init_with_output(jax.random.key(0), inputs, train=False),
             return_shape=True,
         )(inputs)
-        training = _training_digest if hashable(model) else _training_digest.__wrapped__
-        digest = training(model, data.input_shape)
+        digest = cached_for(_training_digest, model, data.input_shape)
     except Exception as error:  # a model may fail on a wrong shape with any exception
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
@@ -347,8 +346,7 @@ def check_model(model: nn.Module, name: str, data: Dataset) -> tuple[Any, Any, s
 @functools.lru_cache(maxsize=16)
 def _training_digest(model: nn.Module, input_shape: tuple[int, ...]) -> str:
     """A hash of the model in training."""
-    trace = training_trace if hashable(model) else training_trace.__wrapped__
-    traced, _ = trace(model, input_shape)
+    traced, _ = cached_for(training_trace, model, input_shape)
     return program_digest("", traced, measured=isinstance(model, Shared))
 
 

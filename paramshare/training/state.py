@@ -62,8 +62,8 @@ def init_state(
     inputs = jnp.zeros((1, *input_shape), jnp.float32)
     variables = model.init(jax.random.key(seed), inputs, train=False)
     trainable = {name: variables[name] for name in TRAINABLE if name in variables}
-    trace = training_trace if hashable(model) else training_trace.__wrapped__
-    collections = {name: variables[name] for name in trace(model, input_shape)[1]}
+    _, names = cached_for(training_trace, model, input_shape)
+    collections = {name: variables[name] for name in names}
     return first_state(trainable, collections, optimizer, ema)
 
 
@@ -143,13 +143,16 @@ def training_trace(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[Any,
     return traced, tuple(name for name in others if _form(one.get(name)) == before[name])
 
 
-def hashable(model: nn.Module) -> bool:
-    """Whether a network can be a key; not if a list or an array is among its attributes."""
+def cached_for(function: Any, model: nn.Module, input_shape: tuple[int, ...]) -> Any:
+    """`function(model, input_shape)`, a cached function, from its cache if the model can be a key.
+
+    It cannot if a list or an array is among its attributes.
+    """
     try:
         hash(model)
     except TypeError:
-        return False
-    return True
+        return function.__wrapped__(model, input_shape)
+    return function(model, input_shape)
 
 
 def _form(tree: Any) -> Any:
