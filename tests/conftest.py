@@ -57,9 +57,12 @@ gc.set_threshold(200_000, 50, 100)
 
 @pytest.fixture(autouse=True, scope="module")
 def _release_programs():
-    """Compiled programs would pile up to several gigabytes over the suite."""
+    """Compiled programs would pile up to several gigabytes over the suite.
+
+    A worker may use a sixth of the machine's memory: without its programs, tests are slower.
+    """
     yield
-    if resident_bytes() > 2**30:
+    if resident_bytes() > os.sysconf("SC_PAGESIZE") * os.sysconf("SC_PHYS_PAGES") / 6:
         jax.clear_caches()
         gc.collect()
         if sys.platform == "linux":

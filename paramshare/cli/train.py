@@ -234,8 +234,6 @@ def report(run: "Run", workdir: pathlib.Path, result: "Result") -> None:
     from paramshare.report.pictures import learning_curves
     from paramshare.report.predictions import PREDICTIONS, draw_examples
     from paramshare.report.record import read_run
-    from paramshare.shared import Shared
-    from paramshare.training.compression import pack_run
     from paramshare.training.workdir import stored_variables
 
     if jax.process_index() != 0:
@@ -244,8 +242,6 @@ def report(run: "Run", workdir: pathlib.Path, result: "Result") -> None:
     examples = [workdir / PREDICTIONS]
     if not draw_examples(run, variables, examples[0]):
         examples = []
-    if run.config.compression.active and isinstance(run.model, Shared):
-        pack_run(run.model, variables, workdir)
     record = read_run(workdir, model=run.model)
     marks = {"last epoch": result.last_score}
     if result.selected_score is not None:

@@ -1,5 +1,7 @@
 """Gathers whose indices are computed."""
 
+import functools
+
 import jax
 
 from paramshare.ops.form import chosen
@@ -24,6 +26,11 @@ def computed_first(index: jax.Array) -> jax.Array:
     """
     if chosen() == "xla":
         return jax.lax.optimization_barrier(index)
+    return _apart(index)
+
+
+@functools.partial(jax.jit, inline=True)  # traced once for each shape
+def _apart(index: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(
         index,
         cpu=lambda index: jax.lax.while_loop(

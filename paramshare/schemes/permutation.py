@@ -34,6 +34,7 @@ def mix(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
 def signs(size: int, key: int) -> jax.Array:
     """(size,) bool, each True (minus) with probability one half."""
     return (mix(jax.lax.iota(jnp.uint32, size) ^ jnp.uint32(key)) & 1).astype(bool)
@@ -68,15 +69,24 @@ class Permutation:
 
     def __call__(self) -> jax.Array:
         """The image of each place: (size,) int32."""
+        return self._walk(computed_first(self._grid()))
+
+    # Both are traced once for each permutation, however many programs they are part of.
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
+    def _grid(self) -> jax.Array:
+        """(a, b) int32, without cycle walking."""
         a, b = _sides(self.size)
-        grid = self._rounds(
+        # A flat grid would be fused into the rounds, which then divide to find their place.
+        return self._rounds(
             jax.lax.broadcasted_iota(jnp.uint32, (a, 1), 0),
             jax.lax.broadcasted_iota(jnp.uint32, (1, b), 1),
-        )
-        # A flat grid would be fused into the rounds, which then divide to find their place.
-        index = computed_first(grid.astype(jnp.int32)).reshape(-1)[: self.size]
-        if a * b > self.size:
-            outside = jax.lax.iota(jnp.int32, a * b - self.size) + self.size
+        ).astype(jnp.int32)
+
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
+    def _walk(self, grid: jax.Array) -> jax.Array:
+        index = grid.reshape(-1)[: self.size]
+        if grid.size > self.size:
+            outside = jax.lax.iota(jnp.int32, grid.size - self.size) + self.size
             places = dataclasses.replace(self, inverse=not self.inverse)._again(outside)
             # A cycle of places that are all outside would never end; nothing leads into it.
             inside = jax.lax.while_loop(

@@ -75,6 +75,20 @@ def keep_zeros(settings: Compression, steps: int) -> optax.GradientTransformatio
     return optax.GradientTransformation(init, update)
 
 
+def prune_average(
+    settings: Compression, average: dict[str, Any], variables: dict[str, Any]
+) -> dict[str, Any]:
+    """A moving average of variables, set to 0 where a parameter is pruned now.
+
+    Args:
+      settings: what is pruned.
+      average: of `variables`, and of further collections.
+      variables: the trainable ones.
+    """
+    trained = {name: average[name] for name in variables}
+    return {**average, **_map_banks(settings, _zero_where_zero, trained, variables)}
+
+
 def last_pruning(settings: Compression, steps: int) -> int:
     """The update of a run of so many steps after which all is pruned that is asked for."""
     return max(1, steps // 2) if settings.gradual else 1

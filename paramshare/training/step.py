@@ -14,6 +14,7 @@ from paramshare import ops
 from paramshare.layout import count_leaves
 from paramshare.training.losses import weighted
 from paramshare.training.penalty import penalties
+from paramshare.training.pruning import prune_average
 from paramshare.training.run import Run
 from paramshare.training.slices import BANKS, norm_over
 from paramshare.training.state import AXIS, State, moved
@@ -119,6 +120,8 @@ def make_train_step(
             average = state.ema
             if average is not None and config.ema is not None:
                 average = moved(average, {**trainable, **collections}, config.ema, state.step)
+                if config.compression.prune:
+                    average = prune_average(config.compression, average, trainable)
             return State(
                 state.step + 1, trainable, collections, optimizer_state, state.failed, average
             )

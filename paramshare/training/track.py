@@ -16,8 +16,9 @@ import optax
 
 from paramshare.errors import warn
 from paramshare.ops.xla import ynnpack_convolutions
-from paramshare.shared import count
+from paramshare.shared import Shared, count
 from paramshare.training.checkpoint import CheckpointError, Checkpoints
+from paramshare.training.compression import pack_run
 from paramshare.training.evaluation import NonFinite
 from paramshare.training.metrics import METRICS, MetricsFile, metrics_digest, read_metrics
 from paramshare.training.processes import ProcessError, united
@@ -369,6 +370,8 @@ class Track:
             metrics=metrics_digest(self.workdir / METRICS),
         )
         if jax.process_index() == 0:
+            if isinstance(run.model, Shared) and run.config.compression.active:
+                pack_run(run.model, variables, self.workdir)
             result.write(self.workdir / RESULT)
         return result
 

@@ -18,8 +18,10 @@ from paramshare.data import Digits
 from paramshare.schemes import Compressed
 from paramshare.shared import Shared
 from paramshare.tasks import Classification
+from paramshare.training.checkpoint import Checkpoints
 from paramshare.training.config import Config, Model
 from paramshare.training.derive import begin, load_run
+from paramshare.training.loop import train
 from paramshare.training.result import Result
 from paramshare.training.run import prepare
 from paramshare.training.workdir import stored_config
@@ -114,19 +116,23 @@ def test_it_is_a_run_like_any_other(command, compressed, tmp_path):
 def test_killed_fine_tuning_resumes_with_the_same_command(command, refused, compressed, source):
     """As if it had been killed after the first epoch, without a result or a packed file.
 
-    `train` writes the packed file, too, of a run that it has finished.
+    Training writes the packed file, whichever command resumes it.
     """
     output, printed = compressed
     content = (output / PACKED).read_bytes()
     words = ["compress", source, *OPTIONS, "--output", output]
-    (output / PACKED).unlink()
-    (output / "result.json").unlink()
-    shutil.rmtree(output / "checkpoints" / "4")
+
+    def kill():
+        (output / PACKED).unlink()
+        (output / "result.json").unlink()
+        shutil.rmtree(output / "checkpoints" / "4")
+
+    kill()
     again = json.loads(command(*words, "--json"))
     assert again == printed
     assert (output / PACKED).read_bytes() == content
-    (output / PACKED).unlink()
-    command("train", "--workdir", output)
+    kill()
+    train(load_run(output)[0].config, output, quiet=True)
     assert (output / PACKED).read_bytes() == content
     error = refused(*words, "--method", "uniform")
     assert "was begun with other options (compression.method: 'kmeans' -> 'uniform')" in error
@@ -151,6 +157,8 @@ def test_pruned_gradually_then_quantised(command, refused, source, tmp_path, mon
         1,
         "--banks",
         "r.*",
+        "--ema",
+        0.9,
     )
     printed = json.loads(command("compress", source, *options, "--output", pruned, "--json"))
     zeros = [bank["zeros"] / bank["parameters"] for bank in printed["banks"]]
@@ -158,6 +166,10 @@ def test_pruned_gradually_then_quantised(command, refused, source, tmp_path, mon
     _, selected, step = load_run(pruned, "best")  # not of an epoch that was pruned less
     (values,) = jax.tree.leaves(selected["banks"])
     assert np.mean(np.asarray(values) == 0) == 0.75 and step == 2
+    run = prepare(stored_config(pruned))
+    with Checkpoints(pruned / "checkpoints") as checkpoints:
+        (average,) = jax.tree.leaves(checkpoints.restore(run.shapes)[0].ema["banks"])
+    assert np.mean(np.asarray(average) == 0) == 0.75
     test = printed["test"]
     assert test["after"]["loss"] == pytest.approx(test["before"]["loss"], rel=1e-6)
     text = command("compress", pruned, "--bits", 8, "--banks", "r.*")

@@ -15,7 +15,7 @@ from paramshare.shared import Shared
 from paramshare.training.compression import further
 from paramshare.training.config import Compression, Config, ConfigError, Model, Optimizer
 from paramshare.training.optimizer import optimizer
-from paramshare.training.pruning import sparsity
+from paramshare.training.pruning import prune_average, sparsity
 from paramshare.training.run import prepare
 from paramshare.transform.compress import prune
 
@@ -147,3 +147,15 @@ def test_what_is_compressed_further():
         further(Compression(4), Compression(2))
     with pytest.raises(ConfigError, match="name the same banks"):
         further(Compression(prune=0.5, banks=("a",)), Compression(4))
+
+
+def test_a_moving_average_is_zero_where_parameters_are():
+    """Else what is measured of the average is not a pruned network."""
+    settings = Compression(prune=0.5, banks=("a",))
+    values = jnp.where(jnp.arange(1000) % 3 == 0, 0.0, NUMBERS)
+    banks = {"a": {"w": values}, "b": {"w": jnp.zeros(100)}}
+    average = jax.tree.map(lambda x: x + 1, {**VARIABLES, "batch_stats": {"mean": jnp.zeros(2)}})
+    pruned = prune_average(settings, average, VARIABLES | {"banks": banks})
+    assert ((pruned["banks"]["a"]["w"] == 0) == (values == 0)).all()
+    assert (pruned["banks"]["b"]["w"] == average["banks"]["b"]["w"]).all()
+    assert (pruned["batch_stats"]["mean"] == 1).all()
