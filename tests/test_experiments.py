@@ -21,10 +21,10 @@ from paramshare import count
 from paramshare.cli.overrides import add_options
 from paramshare.cli.parsing import Parser
 from paramshare.cli.train import add_own_options
-from paramshare.data import Canvases, Coco, Curriculum, Grids
+from paramshare.data import Canvases, Coco, Curriculum, Dataset, Grids
 from paramshare.tasks.keypoints import SIGMAS
-from paramshare.training import run as training_run
 from paramshare.training.config import (
+    Config,
     Model,
     differences,
     from_json,
@@ -33,7 +33,7 @@ from paramshare.training.config import (
 )
 from paramshare.training.loop import train
 from paramshare.training.optimizer import learning_rate
-from paramshare.training.run import prepare
+from paramshare.training.run import named_network, prepare
 from paramshare.training.step import make_train_step
 from paramshare.zoo import options_of
 
@@ -164,40 +164,34 @@ def test_every_recipe_is_in_the_table():
     assert {file.stem for file in FILES} - {"quickstart", "fashion_mnist"} == set(TRAINABLE)
 
 
-def prepared(name: str, folder: str = "", monkeypatch: Any = None) -> Any:
-    """The run of a recipe, on a mock of its data; its network is traced once at most."""
+def on_mock_data(name: str, folder: str = "") -> tuple[Config, Dataset]:
+    """The configuration of a recipe, and a mock of its data."""
     config = load_file(of(name))
-    if isinstance(config.data, Grids):  # the step does not depend on the number of problems
-        curriculum = dataclasses.replace(config.data.curriculum, examples=1, tests=1)
-        config = dataclasses.replace(
-            config, data=dataclasses.replace(config.data, curriculum=curriculum)
-        )
-
-    if isinstance(config.data, Canvases):
-        small = dataclasses.replace(config.data, examples=1, tests=1)
-        config = dataclasses.replace(config, data=small)
-    if isinstance(config.data, Coco):
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=folder))
-
-    def variables(model: Any, name: str, data: Any) -> tuple[Any, Any, str]:
-        x = jax.ShapeDtypeStruct((1, *data.input_shape), jnp.float32)
-        return None, jax.eval_shape(lambda x: model.init(jax.random.key(0), x), x), ""
-
-    if monkeypatch:  # else the passes of evaluation and training are traced too
-        monkeypatch.setattr(training_run, "check_model", variables)
+    data: Any = config.data
+    if isinstance(data, Grids):  # the network does not depend on the number of problems
+        curriculum = dataclasses.replace(data.curriculum, examples=1, tests=1)
+        data = dataclasses.replace(data, curriculum=curriculum)
+    if isinstance(data, Canvases):
+        data = dataclasses.replace(data, examples=1, tests=1)
+    if isinstance(data, Coco):
+        data = dataclasses.replace(data, path=folder)
     with tfds.testing.mock_data(num_examples=5):
-        return prepare(config, devices=jax.devices()[:1])
+        return config, data.load()
 
 
 @pytest.mark.parametrize("name", TRAINABLE)
-def test_the_network_has_its_published_size(name, people, monkeypatch):
-    assert prepared(name, people, monkeypatch).model.layout.trainable == TRAINABLE[name]
+def test_the_network_has_its_published_size(name, people):
+    config, data = on_mock_data(name, people)
+    model: Any = named_network(config, data.task.network_options(), data.input_shape)
+    assert model.layout.trainable == TRAINABLE[name]
 
 
 def test_the_training_step_is_sound_at_full_size():
     """Of a recipe with penalised pools; recipes of other kinds run on mock data."""
-    run = prepared("imagenet_mobilenet")
-    config, state = run.config, run.shapes
+    config = load_file(of("imagenet_mobilenet"))
+    with tfds.testing.mock_data(num_examples=5):
+        run = prepare(config, devices=jax.devices()[:1])
+    state = run.shapes
     assert count(state.variables)["trainable"] == TRAINABLE["imagenet_mobilenet"]
     step = run.devices.map(make_train_step(run, config.seed))
     label = run.task.label_spec(run.data.input_shape)

@@ -1,15 +1,18 @@
 """One tiny run for all tests of the command; whoever changes it takes a copy."""
 
+import io
 import pathlib
 import shutil
 from collections.abc import Callable
 
 import jax
 import pytest
+from PIL import Image
 
 from paramshare.cli import main
 from paramshare.data import Digits
-from paramshare.report import predictions
+from paramshare.report import pictures, predictions
+from paramshare.storage import run_path, write_bytes
 from paramshare.training import run as training_run
 from paramshare.training.derive import load_run
 
@@ -35,10 +38,15 @@ def _lenient_promotion():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _no_pictures_of_examples():
-    """They have tests of their own; here each would compile a program."""
+def _pictures_are_not_drawn():
+    """They have tests of their own; here every run would draw four, and compile a program."""
+    png = io.BytesIO()
+    Image.new("L", (1, 1)).save(png, "png")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predictions, "draw_examples", lambda *args: False)
+        patch.setattr(
+            pictures, "save", lambda figure, file: write_bytes(run_path(file), png.getvalue())
+        )
         yield
 
 
