@@ -37,7 +37,7 @@ def _lenient_promotion():
         yield
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")  # other folders draw in the same process
 def _pictures_are_not_drawn():
     """They have tests of their own; here every run would draw four, and compile a program."""
     png = io.BytesIO()

@@ -121,17 +121,15 @@ def assert_same(actual, expected):
         )
 
 
-def test_a_run_that_is_interrupted_twice_and_killed_ends_with_the_same_parameters(
-    place, uninterrupted
-):
+def test_a_run_that_is_interrupted_and_killed_ends_with_the_same_parameters(place, uninterrupted):
+    """By SIGINT and SIGKILL; in test_processes by SIGTERM."""
     metrics = place / "run" / "metrics.jsonl"
-    for with_signal, code in [(signal.SIGINT, 130), (signal.SIGTERM, 143)]:
-        returned, output = interrupt(place, "run", with_signal, after_steps=6)
-        assert returned == code, output
-        message = [line for line in re.split(r"[\r\n]+", output) if line.startswith("paramshare: ")]
-        assert message[0] == "paramshare: stopping after this step" and "Traceback" not in output
-        assert len(message) == 2 and "rerun the same command to resume" in message[1]
-        assert not (place / "run" / "result.json").exists()
+    returned, output = interrupt(place, "run", signal.SIGINT, after_steps=6)
+    assert returned == 130, output
+    message = [line for line in re.split(r"[\r\n]+", output) if line.startswith("paramshare: ")]
+    assert message[0] == "paramshare: stopping after this step" and "Traceback" not in output
+    assert len(message) == 2 and "rerun the same command to resume" in message[1]
+    assert not (place / "run" / "result.json").exists()
     returned, _ = interrupt(place, "run", signal.SIGKILL, after_steps=6)
     assert returned == -signal.SIGKILL
     assert list((place / "run" / "checkpoints").glob("[0-9]*"))
