@@ -59,10 +59,10 @@ gc.set_threshold(200_000, 50, 100)
 def _release_programs():
     """Compiled programs would pile up to several gigabytes over the suite.
 
-    A worker may use a sixth of the machine's memory: without its programs, tests are slower.
+    A worker may use a quarter of the machine's memory: without its programs, tests are slower.
     """
     yield
-    if resident_bytes() > os.sysconf("SC_PAGESIZE") * os.sysconf("SC_PHYS_PAGES") / 6:
+    if resident_bytes() > os.sysconf("SC_PAGESIZE") * os.sysconf("SC_PHYS_PAGES") / 4:
         jax.clear_caches()
         gc.collect()
         if sys.platform == "linux":

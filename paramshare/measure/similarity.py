@@ -44,7 +44,7 @@ def similarity(
     Example:
       >>> import jax, paramshare
       >>> shared = paramshare.create_model("swrn-16-1-1", input_shape=(8, 8, 3))
-      >>> variables = shared.init(jax.random.key(0), jax.numpy.zeros((1, 8, 8, 3)))
+      >>> variables = jax.jit(shared.init)(jax.random.key(0), jax.numpy.ones((1, 8, 8, 3)))
       >>> matrices = paramshare.similarity(shared, variables)
       >>> {name: matrix.shape for name, matrix in matrices.items()}
       {'stage1': (2, 2), 'stage2': (2, 2), 'stage3': (2, 2)}

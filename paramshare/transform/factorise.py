@@ -77,7 +77,7 @@ def factorise(shared: Shared, variables: Mapping[str, Any], images: Any = None) 
       >>> from paramshare.transform.factorise import factorise
       >>> x = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
       >>> dense = paramshare.create_model("resnet14", input_shape=(8, 8, 3))
-      >>> variables = dense.init(jax.random.key(1), x)
+      >>> variables = jax.jit(dense.init)(jax.random.key(1), x)
       >>> # More filters than needed: exact.
       >>> shared = paramshare.create_model("resnet14-s32u0", input_shape=(8, 8, 3))
       >>> converted = factorise(shared, variables, x)

@@ -1,9 +1,10 @@
 """One tiny run for all tests of the command; whoever changes it takes a copy."""
 
+import contextlib
 import io
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import pytest
@@ -37,9 +38,9 @@ def _lenient_promotion():
         yield
 
 
-@pytest.fixture(autouse=True, scope="module")  # other folders draw in the same process
-def _pictures_are_not_drawn():
-    """They have tests of their own; here every run would draw four, and compile a program."""
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """Pictures have tests of their own; here every run would draw four, and compile a program."""
     png = io.BytesIO()
     Image.new("L", (1, 1)).save(png, "png")
     with pytest.MonkeyPatch.context() as patch:
@@ -47,6 +48,12 @@ def _pictures_are_not_drawn():
         patch.setattr(
             pictures, "save", lambda figure, file: write_bytes(run_path(file), png.getvalue())
         )
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")  # other folders draw in the same process
+def _pictures_are_not_drawn():
+    with undrawn():
         yield
 
 
@@ -88,7 +95,8 @@ def config_file(tmp_path_factory) -> str:
 def trained(tmp_path_factory, config_file) -> pathlib.Path:
     """The workdir of a finished run of `config_file`; not to be changed."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    assert main(["train", config_file, "--workdir", str(workdir)]) == 0
+    with undrawn():
+        assert main(["train", config_file, "--workdir", str(workdir)]) == 0
     return workdir
 
 

@@ -227,7 +227,7 @@ def test_extreme_outputs_have_finite_losses_and_gradients():
         given = {**outputs, "logits": logits, "offsets": offsets}
         return sum(map(jnp.sum, task.losses(given, labels, train=True).values()))
 
-    gradients = jax.grad(total, argnums=(0, 1))(outputs["logits"], outputs["offsets"])
+    gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(outputs["logits"], outputs["offsets"])
     assert all(bool(jnp.isfinite(g).all()) for g in gradients)
 
 
