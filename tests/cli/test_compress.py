@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from paramshare.cli import main
-from paramshare.data import Digits
+from paramshare.data import Curriculum, Grids
 from paramshare.schemes import Compressed
 from paramshare.shared import Shared
-from paramshare.tasks import Classification
+from paramshare.tasks import Paths
 from paramshare.training.checkpoint import Checkpoints
 from paramshare.training.config import Config, Model
 from paramshare.training.derive import begin, load_run
@@ -28,6 +28,7 @@ from paramshare.training.workdir import stored_config
 from paramshare.transform.compress import finalise
 from paramshare.transform.packing import PACKED, load_packed
 
+DATA = Grids(curriculum=Curriculum(6, 0.1, (4,), 80, 7, (), (), ()), validation=0.2)
 OPTIONS = ("--bits", 3, "--prune", 0.5, "--fine-tune", 2)
 
 
@@ -39,9 +40,7 @@ def _programs(equal_runs_share_programs):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """The workdir of a run at step 0: what is tested does not depend on how well it is trained."""
-    config = Config(
-        Model("resnet8-rpg-1000"), Digits(train_examples=64), epochs=1, batch_size=28, seed=1
-    )
+    config = Config(Model("pathnet-2-4-rpg-160"), DATA, epochs=1, batch_size=32, seed=1)
     run, workdir = prepare(config), tmp_path_factory.mktemp("source") / "run"
     begin(run, run.init().variables, workdir, {})
     return workdir
@@ -107,10 +106,11 @@ def test_it_is_a_run_like_any_other(command, compressed, tmp_path):
     assert not (tmp_path / "new" / "variables.npz").exists()
     test: Any = load_run(output)[0].data.test
     np.save(tmp_path / "images.npy", test.input)
-    script = [sys.executable, str(tmp_path / "new" / "run.py"), str(tmp_path / "images.npy")]
-    lines = subprocess.run(script, capture_output=True, text=True, check=True).stdout.split()
-    correct = np.mean(np.array(lines, int) == test.label)
-    assert correct == pytest.approx(measured["measures"]["accuracy"], abs=1e-6)
+    files = [str(tmp_path / name) for name in ("new/run.py", "images.npy", "outputs.npz")]
+    subprocess.run([sys.executable, *files], check=True)
+    found = np.load(files[2])["output"] > 0
+    f1 = 2 * np.sum(found & (test.label > 0)) / (np.sum(found) + np.sum(test.label > 0))
+    assert 0 < f1 == pytest.approx(measured["measures"]["f1"], abs=1e-6)
 
 
 def test_killed_fine_tuning_resumes_with_the_same_command(command, refused, compressed, source):
@@ -144,8 +144,9 @@ def test_pruned_gradually_then_quantised(command, refused, source, tmp_path, mon
     Scores fall from one evaluation to the next: the first that may be selected is the best.
     """
     scores = (0.9**count for count in itertools.count())
-    reduce = lambda self, statistics: {"accuracy": next(scores), "top5": 1.0}  # noqa: E731
-    monkeypatch.setattr(Classification, "reduce", reduce)
+    names = [measure.name for measure in Paths.measures]
+    reduce = lambda self, statistics: dict.fromkeys(names, next(scores))  # noqa: E731
+    monkeypatch.setattr(Paths, "reduce", reduce)
     pruned = tmp_path / "pruned"
     options = (
         "--prune",
@@ -204,7 +205,7 @@ def test_bad_options_leave_nothing(refused, source, tmp_path, options, message):
 
 def test_what_cannot_be_compressed(refused, compressed, tmp_path):
     assert "already" in refused("compress", compressed[0], "--bits", 2)
-    run = prepare(Config(Model("wrn-10-1"), Digits(train_examples=64), epochs=1, batch_size=28))
+    run = prepare(Config(Model("pathnet-2-4"), DATA, epochs=1, batch_size=32))
     begin(run, run.init().variables, tmp_path / "plain", {})
     error = refused("compress", tmp_path / "plain", "--bits", 4)
-    assert "wrn-10-1 shares no weights, so it has no banks to compress" in error
+    assert "pathnet-2-4 shares no weights, so it has no banks to compress" in error
