@@ -54,7 +54,7 @@ def orthogonality(
       >>> model, x = nn.Sequential([nn.Dense(8), nn.Dense(8)]), jnp.ones((1, 8))
       >>> tied = paramshare.Tied(orthonormal=True, initial="paper")
       >>> shared = paramshare.share(model, paramshare.Plan(paramshare.Rule(".*kernel", tied)), x)
-      >>> variables = shared.init(jax.random.key(0), x)
+      >>> variables = jax.jit(shared.init)(jax.random.key(0), x)
       >>> round(float(paramshare.orthogonality(shared, variables)), 6)
       0.0
 
@@ -104,7 +104,7 @@ def recurrence(shared: Shared, variables: Mapping[str, Any], *pools: str) -> jax
     Example:
       >>> import jax, paramshare
       >>> shared = paramshare.create_model("swrn-16-1-1", input_shape=(8, 8, 3))
-      >>> variables = shared.init(jax.random.key(0), jax.numpy.zeros((1, 8, 8, 3)))
+      >>> variables = jax.jit(shared.init)(jax.random.key(0), jax.numpy.zeros((1, 8, 8, 3)))
       >>> float(paramshare.recurrence(shared, variables))  # one template: all layers are alike
       0.0
 

@@ -12,6 +12,7 @@ import numpy as np
 from paramshare.tasks.augment import Augment, Draws
 from paramshare.tasks.task import Curves, Measure, Task, TaskError
 
+TAKEN = ("image", "picture")  # what `paramshare predict` adds to a description
 
 @dataclasses.dataclass(frozen=True)
 class Several(Task):
@@ -25,8 +26,8 @@ class Several(Task):
       tasks: a mapping from names to tasks; stored as (name, task) pairs, sorted by name.
 
     Raises:
-      TaskError: if there is no task, a name is not made of letters, digits and "_", or a task
-        evaluates several views of an input, as `Pose` does with `flip_test`.
+      TaskError: if there is no task, a name is not made of letters, digits and "_" or is "image" or
+        "picture", or a task evaluates several views of an input, as `Pose` does with `flip_test`.
 
     Example:
       >>> from paramshare.tasks import Classification, Regression
@@ -50,6 +51,11 @@ class Several(Task):
                 raise TaskError(
                     f"tasks has an entry {name!r}: {task!r}; it must be a `Task` with a name of "
                     "letters, digits and underscores"
+                )
+            if name in TAKEN:
+                raise TaskError(
+                    f"a task is named {name!r}; predictions have an entry of that name already: "
+                    "rename the task"
                 )
         tasks = {str(name): task for name, task in pairs}
         if not tasks or len(tasks) < len(self.tasks):

@@ -74,7 +74,7 @@ def prune(
       >>> import jax, paramshare
       >>> from paramshare.transform.compress import prune
       >>> shared = paramshare.create_model("resnet8-rpg-1000", input_shape=(8, 8, 1))
-      >>> variables = shared.init(jax.random.key(0), jax.numpy.ones((1, 8, 8, 1)))
+      >>> variables = jax.jit(shared.init)(jax.random.key(0), jax.numpy.ones((1, 8, 8, 1)))
       >>> pruned = prune(shared, variables, 0.75)
       >>> int((pruned["banks"]["ring"]["ring"] == 0).sum())
       750
@@ -131,7 +131,7 @@ def quantise(
       >>> from paramshare.transform.compress import finalise, quantise
       >>> x = jax.numpy.ones((1, 8, 8, 1))
       >>> shared = paramshare.create_model("resnet8-rpg-1000", input_shape=(8, 8, 1))
-      >>> small, variables = quantise(shared, shared.init(jax.random.key(0), x), bits=4)
+      >>> small, variables = quantise(shared, jax.jit(shared.init)(jax.random.key(0), x), bits=4)
       >>> small.layout["ring"].scheme
       Compressed(scheme=Ring(size=1000, ...), bits=4, method='kmeans')
       >>> plain, final = finalise(small, variables)

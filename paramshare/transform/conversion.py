@@ -115,7 +115,7 @@ def bake(shared: Shared, variables: Mapping[str, Any]) -> dict[str, Any]:
       >>> import jax, paramshare
       >>> x = jax.numpy.ones((1, 8, 8, 3))
       >>> shared = paramshare.create_model("swrn-16-1-1", input_shape=(8, 8, 3))
-      >>> dense = paramshare.bake(shared, shared.init(jax.random.key(0), x))
+      >>> dense = paramshare.bake(shared, jax.jit(shared.init)(jax.random.key(0), x))
       >>> dense["params"]["stage1"]["block2"]["conv1"]["kernel"].shape
       (3, 3, 16, 16)
     """
@@ -152,7 +152,7 @@ def convert(
       >>> import jax, paramshare
       >>> x = jax.numpy.ones((1, 8, 8, 3))
       >>> dense = paramshare.create_model("wrn-16-1", input_shape=(8, 8, 3))
-      >>> variables = dense.init(jax.random.key(0), x)
+      >>> variables = jax.jit(dense.init)(jax.random.key(0), x)
       >>> # As many templates as layers: exact.
       >>> shared = paramshare.create_model("swrn-16-1-2", input_shape=(8, 8, 3))
       >>> converted = paramshare.convert(shared, variables, x)

@@ -57,7 +57,7 @@ def deepen(
       >>> import jax, paramshare
       >>> from paramshare.transform.deepening import deepen
       >>> shared = paramshare.create_model("pathnet-4-8-loop-1", input_shape=(8, 8, 2))
-      >>> variables = shared.init(jax.random.key(0), jax.numpy.zeros((1, 8, 8, 2)))
+      >>> variables = jax.jit(shared.init)(jax.random.key(0), jax.numpy.zeros((1, 8, 8, 2)))
       >>> deeper, deeper_variables = deepen(shared, variables, depth=10)
       >>> deeper.apply(deeper_variables, jax.numpy.ones((1, 24, 24, 2))).shape
       (1, 24, 24)

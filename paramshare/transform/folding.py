@@ -174,7 +174,7 @@ def fold(
       >>> x = jax.numpy.ones((1, 8, 8, 3))
       >>> # One template per stage: all layers of a stage use the same kernel, up to a scale.
       >>> shared = paramshare.create_model("swrn-16-1-1", input_shape=(8, 8, 3))
-      >>> folded = paramshare.fold(shared, shared.init(jax.random.key(0), x), x)
+      >>> folded = paramshare.fold(shared, jax.jit(shared.init)(jax.random.key(0), x), x)
       >>> [(bank.name, bank.groups, bank.period) for bank in folded.banks]
       [('stage1', (0, 0), 1), ('stage2', (0, 0), 1), ('stage3', (0, 0), 1)]
       >>> folded.output_change < 1e-5

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import subprocess
 import sys
 from typing import Any
@@ -29,6 +30,36 @@ from paramshare.training.result import Evaluation, Result
 from paramshare.training.run import prepare
 
 FOLD = ("--threshold", "0.01")  # folds every bank
+CONFIG = """
+from paramshare.data import Curriculum, Grids
+from paramshare.training.config import Config, Model, Penalty
+
+config = Config(
+    Model("spathnet-4-4-2"),
+    Grids(curriculum=Curriculum(6, 0.1, (4,), 80, 7, (), (), ()), validation=0.2),
+    penalty=Penalty(recurrence=0.01),
+    epochs=2,
+    batch_size=28,
+)
+"""
+IMAGES = Config(Model("resnet14"), Digits(train_examples=64), batch_size=28)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> pathlib.Path:
+    """The workdir of a finished run, two epochs of two steps; not to be changed."""
+    from paramshare.cli import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "config.py").write_text(CONFIG)
+    assert main(["train", str(folder / "config.py"), "--workdir", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def loaded(trained):
+    """The run of `trained`, its variables and their step."""
+    return load_run(trained)
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +85,11 @@ def _printed(main, args) -> str:
 
 def test_folding_creates_a_run(trained, folded):
     output, printed = folded
-    assert [(bank["groups"], bank["period"]) for bank in printed["banks"]] == [([0, 0], 1)] * 3
+    assert [(bank["groups"], bank["period"]) for bank in printed["banks"]] == [([0] * 4, 1)]
     run, _, step = load_run(output)
     assert step == 2 and run.config.epochs == 1
     assert run.config.optimizer.learning_rate == pytest.approx(0.01)
-    assert run.config.model == Model(
-        "swrn-16-1-2", tied=("stage1=*0,0", "stage2=*0,0", "stage3=*0,0")
-    )
+    assert run.config.model == Model("spathnet-4-4-2", tied=("layers=*0,0,0,0",))
     assert run.config.penalty.recurrence == 0  # no mixing coefficients are left
     assert printed["trainable"]["after"] == run.model.layout.trainable
     assert printed["trainable"]["after"] < printed["trainable"]["before"]
@@ -88,7 +117,7 @@ def test_scales_are_dropped_and_statistics_reestimated(command, loaded, trained,
     options = (*FOLD, "--drop-scales", "--reestimate", 99, "--output", tmp_path / "new", "--json")
     printed = json.loads(command("fold", trained, *options))
     assert printed["reestimated_batches"] == 2
-    assert [bank["scales"] for bank in printed["banks"]] == [[]] * 3
+    assert [bank["scales"] for bank in printed["banks"]] == [[]]
     before, after = loaded[1]["batch_stats"], load_run(tmp_path / "new")[1]["batch_stats"]
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         assert old.shape == new.shape and not np.array_equal(old, new)
@@ -96,21 +125,21 @@ def test_scales_are_dropped_and_statistics_reestimated(command, loaded, trained,
 
 def test_without_output_nothing_is_written(command, trained):
     before = sorted(str(path) for path in trained.parent.rglob("*"))
-    printed = command("fold", trained, *FOLD, "--banks", "stage[12]", "--by", "weights")
-    assert "before  " in printed and "after  " in printed and "of 355 examples" in printed
+    printed = command("fold", trained, *FOLD, "--banks", "lay.*", "--by", "weights")
+    assert "before  " in printed and "after  " in printed
     assert sorted(str(path) for path in trained.parent.rglob("*")) == before
 
 
 def test_conversion_to_and_from_a_plain_network(command, refused, trained, tmp_path):
     plain, shared = tmp_path / "plain", tmp_path / "shared"
     printed = json.loads(
-        command("convert", trained, "--model", "wrn-16-1", "--output", plain, "--json")
+        command("convert", trained, "--model", "pathnet-4-4", "--output", plain, "--json")
     )
-    assert printed["trainable"]["after"] == 175_066 - 288  # inputs of one channel
+    assert printed["trainable"]["after"] == 4 * (9 * 4 * 4 + 2 * 4) + 2 * 4 + 4 + 1
     test = printed["test"]
     assert test["after"]["loss"] == pytest.approx(test["before"]["loss"], rel=1e-4)
-    # Two templates for two layers: exact.
-    text = command("convert", plain, "--model", "swrn-16-1-2", "--output", shared)
+    # What two templates made, two templates make: exact.
+    text = command("convert", plain, "--model", "spathnet-4-4-2", "--output", shared)
     assert f"train it with: paramshare train --workdir {shared}" in text
     after = json.loads((shared / "origin.json").read_text())["test"]["after"]
     assert after["loss"] == pytest.approx(test["before"]["loss"], rel=1e-4)
@@ -119,10 +148,9 @@ def test_conversion_to_and_from_a_plain_network(command, refused, trained, tmp_p
     assert "nothing to bake" in refused("export", plain, "--output", "new", "--form", "baked")
 
 
-def test_conversion_to_a_factored_network(loaded):
+def test_conversion_to_a_factored_network():
     """With as many filters as possible the kernels are exact."""
-    config = dataclasses.replace(loaded[0].config, model=Model("resnet14"), penalty=Penalty())
-    run, target = prepare(config), prepare(with_model(config, name="resnet14-s32u0"))
+    run, target = prepare(IMAGES), prepare(with_model(IMAGES, name="resnet14-s32u0"))
     variables, report = convert_variables(run, run.init().variables, target)
     check_variables(target, variables)
     assert report is not None
@@ -151,10 +179,10 @@ def test_bad_options_leave_nothing(refused, trained, tmp_path, options, message)
 
 def test_what_cannot_be_converted(refused, trained, tmp_path):
     assert "--fine-tune is 1" in refused("fold", trained, "--fine-tune", 1)
-    assert "holds no run" in refused("convert", tmp_path, "--model", "wrn-16-1")
-    assert "unknown model" in refused("convert", trained, "--model", "wrm-16-1")
-    error = refused("convert", trained, "--model", "wrn-22-1", "--output", tmp_path / "new")
-    assert "params/stage3/block3/conv2/kernel is missing" in error
+    assert "holds no run" in refused("convert", tmp_path, "--model", "pathnet-4-4")
+    assert "unknown model" in refused("convert", trained, "--model", "pathnut-4-4")
+    error = refused("convert", trained, "--model", "pathnet-5-4", "--output", tmp_path / "new")
+    assert "params/layer5/conv/kernel is missing" in error
     assert not (tmp_path / "new").exists()
 
 
@@ -172,7 +200,7 @@ def test_variables_and_folders_that_cannot_start_a_run(loaded, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="exists"):
         begin(run, variables, tmp_path, {})
-    with pytest.raises(ConfigError, match="do not fit swrn-16-1-2"):
+    with pytest.raises(ConfigError, match="do not fit spathnet-4-4-2"):
         begin(run, {**variables, "banks": {}}, tmp_path / "new", {})
     with pytest.raises(ConfigError, match="needs a workdir"):
         derive(run, variables, run, variables, fine_tune=True)
@@ -182,7 +210,7 @@ def test_variables_and_folders_that_cannot_start_a_run(loaded, tmp_path):
 def test_a_derived_run_is_resumed_on_request(loaded, tmp_path, monkeypatch):
     """As studies do: the source is evaluated once, and an existing workdir is continued."""
     run, variables, _ = loaded
-    before, after = (Evaluation(1.0, 355, {"accuracy": value}) for value in (0.5, 0.25))
+    before, after = (Evaluation(1.0, 7, {"f1": value}) for value in (0.5, 0.25))
     monkeypatch.setattr(
         "paramshare.training.derive.make_evaluate", lambda run: lambda variables, source: after
     )
@@ -198,7 +226,7 @@ def test_a_derived_run_is_resumed_on_request(loaded, tmp_path, monkeypatch):
 def test_training_inputs_are_whole_batches_normalised(loaded):
     run: Any = loaded[0]
     batches = list(training_inputs(run, 5))
-    assert [batch.shape for batch in batches] == [(28, 8, 8, 1)] * 2  # 58 images are left of 64
+    assert [batch.shape for batch in batches] == [(28, 6, 6, 2)] * 2  # of 64 examples
     expected = (run.data.train.input[:28].astype(np.float64) - run.data.mean) / run.data.std
     np.testing.assert_allclose(batches[0], expected, rtol=1e-5, atol=1e-5)
     assert len(list(training_inputs(run, 1))) == 1
@@ -222,23 +250,25 @@ def test_an_export_agrees_with_eval(command, refused, trained, loaded, tmp_path)
     test: Any = loaded[0].data.test
     np.save(tmp_path / "images.npy", test.input)
     printed = command("export", trained, "--output", tmp_path / "new")
-    assert "takes input (uint8 8x8x1), gives output (float32 10)" in printed
-    script = [sys.executable, str(tmp_path / "new" / "run.py"), str(tmp_path / "images.npy")]
-    lines = subprocess.run(script, capture_output=True, text=True, check=True).stdout.split()
-    accuracy = Result.read(trained / "result.json").last_score
-    assert np.mean(np.array(lines, int) == test.label) == pytest.approx(accuracy, abs=1e-6)
+    assert "takes input (uint8 6x6x2), gives output (float32 6x6)" in printed
+    files = [str(tmp_path / name) for name in ("new/run.py", "images.npy", "outputs.npz")]
+    subprocess.run([sys.executable, *files], check=True)
+    found, label = np.load(files[2])["output"] > 0, test.label > 0
+    f1 = 2 * np.sum(found & label) / (np.sum(found) + np.sum(label))
+    assert 0 < f1 == pytest.approx(Result.read(trained / "result.json").last_score, abs=1e-6)
     assert "exists" in refused("export", trained, "--output", tmp_path / "new")
     error = refused("export", trained, "--output", tmp_path / "other", "--form", "looped")
-    assert "nothing to loop" in error and not (tmp_path / "other").exists()
+    assert "only the stages of a shared" in error and not (tmp_path / "other").exists()
 
 
-def test_other_forms_compute_the_same(command, loaded, tmp_path):
+def test_other_forms_compute_the_same(command, tmp_path):
     tied = ("stage1=*0,1,0,1", "stage2=0,0,0,0", "stage3=0,1,1,2")
     model = Model("swrn-22-1-2", tied=tied)
-    run = prepare(dataclasses.replace(loaded[0].config, model=model, penalty=Penalty()))
+    run = prepare(dataclasses.replace(IMAGES, model=model))
     variables = run.init().variables
     begin(run, variables, tmp_path / "run", {})
-    images = np.asarray(loaded[0].data.test.input[:4])
+    test: Any = run.data.test
+    images = np.asarray(test.input[:4])
     expected: Any = run.model.apply(variables, run.data.normalise(jnp.asarray(images)))
     for form in ("baked", "looped"):
         output = tmp_path / form

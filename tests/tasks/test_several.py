@@ -178,6 +178,7 @@ def test_the_heatmap_is_that_of_the_task_that_has_one():
         ({1: 2}, "must be a `Task`"),
         ((("a", PLACE), ("a", PLACE)), "no name twice"),
         ({"a/b": PLACE}, "letters, digits and underscores"),
+        ({"image": PLACE}, "named 'image'; predictions have an entry of that name already"),
         ({"a": "place"}, "must be a `Task`"),
         ({"a": Pose(("left_hand", "right_hand"))}, "flip_test=False"),
     ],
