@@ -11,6 +11,7 @@ from paramshare.cli import cache, supervise
 from paramshare.cli.errors import CommandError
 from paramshare.cli.overrides import add_options, overridden, override, with_data_name
 from paramshare.cli.parsing import CHECKPOINTS, Parser
+from paramshare.errors import warn
 from paramshare.storage import in_bucket, is_new, run_path
 
 if TYPE_CHECKING:
@@ -57,6 +58,12 @@ def add_own_options(parser: argparse.ArgumentParser) -> None:
         "'banks/.*' or 'params/model/conv1/kernel'; RUN may then be of another network",
     )
     parser.add_argument(
+        "--init-into",
+        metavar="MODULE",
+        help="with --init-from: RUN is of a network that the new one holds, such as a classifier "
+        "of a detector's 'backbone'; all else keeps the initial values of the seed",
+    )
+    parser.add_argument(
         "--init-checkpoint",
         choices=CHECKPOINTS,
         default="last",
@@ -100,8 +107,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     with supervise.leave_lost_peers():
         with united():
             runs, workdirs = _runs(args, file, overrides)
-            if (args.init_only or args.init_checkpoint != "last") and args.init_from is None:
-                raise CommandError("--init-only and --init-checkpoint need --init-from RUN")
+            options = (args.init_only, args.init_into, args.init_checkpoint != "last")
+            if any(options) and args.init_from is None:
+                raise CommandError(
+                    "--init-only, --init-into and --init-checkpoint need --init-from RUN"
+                )
             if args.init_from is not None:
                 _init_from(args, runs, workdirs)
         results = fit_together(runs, workdirs, profile=args.profile)
@@ -146,10 +156,14 @@ def _init_from(
     """
     import jax
 
+    from paramshare.shared import Shared
     from paramshare.training.derive import begin, with_arrays_of
     from paramshare.training.workdir import network_variables, stored_network, stored_origin
+    from paramshare.transform.conversion import bake
     from paramshare.transform.variables_file import load_variables
 
+    if args.init_only and args.init_into:
+        raise CommandError("--init-only and --init-into exclude each other; give one of them")
     if jax.process_index() != 0:
         return
     source = run_path(args.init_from)
@@ -157,13 +171,15 @@ def _init_from(
     origin = {"command": "train --init-from", "workdir": str(source)}
     origin |= {"checkpoint": args.init_checkpoint} if args.init_checkpoint != "last" else {}
     origin |= {"only": args.init_only} if args.init_only else {}
+    origin |= {"into": args.init_into} if args.init_into else {}
     new = []
     for run, folder in zip(runs, workdirs, strict=True):
         if is_new(folder):
             new.append((run, folder))
             continue
         stored = stored_origin(folder)
-        if any(stored.get(name) != origin.get(name) for name in ("workdir", "checkpoint", "only")):
+        names = ("workdir", "checkpoint", "only", "into")
+        if any(stored.get(name) != origin.get(name) for name in names):
             raise CommandError(
                 f"{folder} exists and did not start from these variables of {source}; use a new "
                 "--workdir, or leave --init-from and its options out to resume"
@@ -172,9 +188,11 @@ def _init_from(
         return
     if source.is_dir():
         stored = stored_network(source)
-        if not args.init_only:
+        if not (args.init_only or args.init_into):
             _check_same_network(source, stored[0], stored[1], new[0][0])
         variables, step = network_variables(source, *stored, args.init_checkpoint)
+        if args.init_into and isinstance(stored[2], Shared):
+            variables = bake(stored[2], variables)
     elif args.init_checkpoint != "last":
         raise CommandError(
             f"--init-checkpoint is {args.init_checkpoint}, but {source} is not a workdir; leave it "
@@ -189,7 +207,32 @@ def _init_from(
             first, paths, count = with_arrays_of(run, variables, args.init_only)
             taken = origin | {"arrays": paths}
             print(f"initial values {len(paths)} of {count} arrays are those of {source}")
+        if args.init_into:
+            first, left_out = _grafted(run, args.init_into, variables, str(source))
+            taken = origin | {"left_out": left_out}
         begin(run, first, folder, taken)
+
+
+def _grafted(
+    run: "Run", module: str, variables: dict[str, Any], source: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The initial variables of a run with a network inside it replaced, and what has no place.
+
+    Says what is taken, and warns of banks that cannot make the kernels.
+    """
+    from paramshare.transform.grafting import INEXACT, graft
+
+    grafted = graft(run.model, run.init().variables, module, variables)
+    print(f"initial values {len(grafted.taken)} arrays of {module} are those of {source}")
+    if grafted.left_out:
+        print(f"left out       {', '.join(grafted.left_out)}")
+    for bank in grafted.banks:
+        if bank.kernel_error > INEXACT:
+            warn(
+                f"bank {bank.name!r} ({bank.scheme}) cannot make the kernels of {source}: it errs "
+                f"by {bank.kernel_error:.1%} of their norm"
+            )
+    return grafted.variables, list(grafted.left_out)
 
 
 def _check_same_network(

@@ -14,6 +14,7 @@ from paramshare.tasks.task import Curves, Measure, Task, TaskError
 
 TAKEN = ("image", "picture")  # what `paramshare predict` adds to a description
 
+
 @dataclasses.dataclass(frozen=True)
 class Several(Task):
     """Several tasks on the same inputs: labels and outputs are dicts with an entry for each task.

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from paramshare.errors import ParamshareError
-from paramshare.layout import Layout, PlanError, table, variables_of
+from paramshare.layout import Layout, PlanError, table
 from paramshare.measure.change import relative_change
 from paramshare.schemes import Compressed, SchemeError, Weights
 from paramshare.schemes.compressed import Method
 from paramshare.shared import Shared, check_shared
+from paramshare.transform.conversion import sharing_variables
 from paramshare.transform.kmeans import kmeans
 
 
@@ -264,8 +265,5 @@ def _codebook(values: Any, uniform_K: Any) -> jax.Array:
 
 def _with_weights(variables: Mapping[str, Any], weights: Mapping[str, Weights]) -> dict[str, Any]:
     """The variables with the arrays of all banks replaced."""
-    banks, params = variables_of(weights)
-    private = variables.get("params", {}).get("model")
-    params |= {} if private is None else {"model": private}
     others = {name: value for name, value in variables.items() if name not in ("banks", "params")}
-    return {"banks": banks} | ({"params": params} if params else {}) | others
+    return sharing_variables(weights, variables.get("params", {}).get("model", {})) | others

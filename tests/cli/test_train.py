@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from paramshare.cli import main, run_command
+from paramshare.data import Digits
 from paramshare.storage import read_json, write_json
 from paramshare.training.checkpoint import Checkpoints
-from paramshare.training.derive import with_arrays_of
+from paramshare.training.config import Config, Model
+from paramshare.training.derive import begin, load_run, with_arrays_of
 from paramshare.training.result import Result
 from paramshare.training.run import prepare
 from paramshare.training.workdir import claim, stored_config, stored_variables
@@ -275,6 +277,51 @@ def test_a_run_can_start_from_a_part_of_another_one(loaded):
     ):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         np.testing.assert_array_equal(leaf, last if name in paths else first)
+
+
+CANVASES = """
+from paramshare.data import Canvases
+from paramshare.data.canvases import Drawing
+from paramshare.training.config import Config, Model
+
+drawing = Drawing(size=32, most=1, smallest=8, largest=9)
+data = Canvases(examples=4, tests=2, drawing=drawing)
+config = Config(Model("retinanet-resnet8-head8x1"), data, epochs=1, batch_size=4)
+"""
+
+
+def test_a_detector_can_start_from_a_classifier(command, refused, trained, tmp_path, monkeypatch):
+    from paramshare.cli import train
+    from paramshare.training import loop
+
+    (tmp_path / "canvases.py").write_text(CANVASES)
+    run = prepare(Config(Model("resnet8"), Digits(train_examples=64), seed=3, batch_size=28))
+    begin(run, run.init().variables, tmp_path / "resnet8", {})
+    classifier = load_run(tmp_path / "resnet8")[1]
+    result = Result.read(trained / "result.json")
+    monkeypatch.setattr(loop, "fit_together", lambda runs, workdirs, **_: [result])
+    monkeypatch.setattr(train, "report", lambda run, workdir, result: None)
+    words = ["train", tmp_path / "canvases.py", "--workdir", tmp_path / "new", "--init-from"]
+    assert "exclude each other" in refused(
+        *words, tmp_path / "resnet8", "--init-into", "backbone", "--init-only", "params/.*"
+    )
+    assert "need --init-from RUN" in refused(*words[:-1], "--init-into", "backbone")
+    other = refused(*words, tmp_path / "resnet8", "--init-into", "trunk")
+    assert "no submodule 'trunk'; the modules are backbone, boxes, classes, pyramid" in other
+    assert not (tmp_path / "new").exists()
+
+    printed = command(*words, tmp_path / "resnet8", "--init-into", "backbone")
+    assert "arrays of backbone are those of" in printed
+    assert "left out       params/classifier/bias, params/classifier/kernel" in printed
+    run, first, step = load_run(tmp_path / "new")
+    initial = run.init().variables
+    inside = {k: v for k, v in classifier["params"].items() if k != "classifier"}
+    chex.assert_trees_all_equal(first["params"]["backbone"], inside)
+    chex.assert_trees_all_equal(first["params"]["pyramid"], initial["params"]["pyramid"])
+    origin = read_json(tmp_path / "new" / "origin.json", KeyError, "")
+    assert step == 0 and origin["into"] == "backbone" and len(origin["left_out"]) == 2
+    command(*words, tmp_path / "resnet8", "--init-into", "backbone")  # as to resume it
+    assert "did not start from these variables" in refused(*words, tmp_path / "resnet8")
 
 
 def test_facts_of_another_network_are_refused(refused, config_file, workdir):
