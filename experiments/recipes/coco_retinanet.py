@@ -11,7 +11,8 @@ Result    not measured yet. FOLDER is COCO 2017 as it is downloaded: annotations
 Source    network and schedule: Lin et al. 2017: batch 16, 12 epochs, rate 0.01, divided by 10 after
           8 and 11, weight decay 1e-4. Here images are 640x640 instead of 800 on the shorter side,
           gradients are clipped. From scratch 12 epochs are too few: train imagenet_basis.py first,
-          then add --init-from runs/imagenet-basis --init-into backbone. Kang & Kim's detector and schedule are not known to us
+          then add --init-from runs/imagenet-basis --init-into backbone. Kang & Kim's detector and
+          schedule are not known to us
 """
 
 from paramshare.data import Coco
