@@ -9,10 +9,12 @@ Time      we have not run it
 Result    not measured yet. FOLDER is COCO 2017 as it is downloaded: annotations/, train2017/ and
           val2017/. For its 80 categories there are 26,544,948 parameters
 Source    network and schedule: Lin et al. 2017: batch 16, 12 epochs, rate 0.01, divided by 10 after
-          8 and 11, weight decay 1e-4. Here images are 640x640 instead of 800 on the shorter side,
-          gradients are clipped. From scratch 12 epochs are too few: train imagenet_basis.py first,
-          then add --init-from runs/imagenet-basis --init-into backbone. Kang & Kim's detector and
-          schedule are not known to us
+          8 and 11, weight decay 1e-4 (here of norms and biases, too). Here images are 640x640
+          instead of 800 on the shorter side, gradients are clipped, the coarsest level is made from
+          the pyramid and not from the backbone, every object has its nearest anchor, and 1,000
+          candidates are kept of all levels, not of each. From scratch 12 epochs are too few: train
+          imagenet_basis.py first, then add --init-from runs/imagenet-basis --init-into backbone.
+          Kang & Kim's detector and schedule are not known to us
 """
 
 from paramshare.data import Coco
@@ -23,7 +25,9 @@ config = Config(
     model=Model("retinanet-resnet50-sharedpp"),
     data=Coco(image_size=640),
     augment=Augment(flip=True),
-    optimizer=Optimizer("sgd", learning_rate=0.01, momentum=0.9, weight_decay=1e-4, clip_norm=10.0),
+    optimizer=Optimizer(
+        "sgd", learning_rate=0.01, momentum=0.9, nesterov=False, weight_decay=1e-4, clip_norm=10.0
+    ),
     schedule=Schedule("step", milestones=(8, 11), factor=0.1, warmup_epochs=0.1),
     epochs=12,
     batch_size=16,

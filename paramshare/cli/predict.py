@@ -32,12 +32,13 @@ def add(command: Any) -> None:
 
 
 def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
-    from paramshare.data.views import read_picture
+    from paramshare.data.views import check_picture
     from paramshare.report.predictions import draw_prediction
     from paramshare.storage import not_written, run_path
     from paramshare.training.derive import load_run
 
-    pictures = [read_picture(file) for file in args.images]  # before anything slow
+    for file in args.images:  # before anything slow
+        check_picture(file)
     folder = run_path(args.output or run_path(args.workdir) / "predictions")
     names = _names(args.images)
     for name in () if args.no_pictures else names:
@@ -52,8 +53,8 @@ def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise not_written(folder, error) from error
-    for name, file, image, description in zip(
-        names, args.images, pictures, _descriptions(run, variables, pictures), strict=True
+    for name, file, (image, description) in zip(
+        names, args.images, _descriptions(run, variables, args.images), strict=True
     ):
         line = {"image": file, **description}
         if not args.no_pictures:
@@ -65,19 +66,21 @@ def _predict(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _descriptions(
-    run: "Run", variables: Any, pictures: Sequence["np.ndarray"]
-) -> Iterator[dict[str, Any]]:
-    """What the network predicts for each picture, in its own pixels."""
+    run: "Run", variables: Any, files: Sequence[str]
+) -> Iterator[tuple["np.ndarray", dict[str, Any]]]:
+    """The pixels of each picture, and what the network predicts for it, in its own pixels."""
     import numpy as np
 
+    from paramshare.data.views import read_picture
     from paramshare.report.predictions import BATCH, predictor
 
     predict = predictor(run)
-    for first in range(0, len(pictures), BATCH):  # not all inputs need to fit into memory
-        views = [run.data.view(image) for image in pictures[first : first + BATCH]]
+    for first in range(0, len(files), BATCH):  # not all pictures need to fit into memory
+        images = [read_picture(file) for file in files[first : first + BATCH]]
+        views = [run.data.view(image) for image in images]
         predictions, _ = predict(variables, np.stack([view.input for view in views]))
-        for view, prediction in zip(views, predictions, strict=True):
-            yield run.task.describe(prediction, view.original)
+        for image, view, prediction in zip(images, views, predictions, strict=True):
+            yield image, run.task.describe(prediction, view.original)
 
 
 def _names(files: Sequence[str]) -> list[str]:

@@ -61,7 +61,8 @@ class Annotations:
             warn(
                 f"{self.file.name}: {images} with more than {rows}, first "
                 f"{self.pictures[above[0]].file!r} with {counts[above[0]]}; the largest boxes are "
-                f"kept: raise max_boxes, at most {counts.max()}, to keep all"
+                "kept, and what is found of the others counts as wrong: raise max_boxes, at most "
+                f"{counts.max()}, to keep all"
             )
 
 
@@ -70,7 +71,7 @@ def read_annotations(file: pathlib.Path, *, keypoints: bool = False) -> Annotati
 
     Boxes are clipped to their image. Boxes without area or outside their image are left out, with
     one warning for each kind that names the first annotation. An annotation without `iscrowd` is
-    no crowd; one without `area` has that of its box.
+    no crowd; one without `area`, or with 0 although its box has some, has that of its box.
 
     Args:
       file: the JSON.
@@ -155,7 +156,15 @@ def read_annotations(file: pathlib.Path, *, keypoints: bool = False) -> Annotati
                 f"{ids[int(np.argmax(left_out_A))]!r}"
             )
     area_A = np.array(area, np.float64)
-    area_A = np.where(np.isnan(area_A), np.prod(clipped_Ax4[:, 2:] - clipped_Ax4[:, :2], 1), area_A)
+    of_box_A = np.prod(clipped_Ax4[:, 2:] - clipped_Ax4[:, :2], axis=1)
+    unsaid_A = (area_A == 0) & (of_box_A > 0)  # converters write 0 where there is no mask
+    if unsaid_A.any():
+        boxes = count(int(unsaid_A.sum()), "annotation")
+        warn(
+            f"{file.name}: {boxes} with the area 0, first {ids[int(np.argmax(unsaid_A))]!r}; the "
+            "areas of their boxes are taken"
+        )
+    area_A = np.where(np.isnan(area_A) | unsaid_A, of_box_A, area_A)
     order = np.argsort(image_A, kind="stable")
     order = order[~(empty_A | outside_A)[order]]
     return Annotations(

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from paramshare.data.coco import Annotations
-from paramshare.data.decoding import decode
+from paramshare.data.coco_json import count
+from paramshare.data.decoding import decode, is_turned
 from paramshare.data.error import DataError, require
 from paramshare.data.sources import Example
-from paramshare.errors import one_line
+from paramshare.errors import one_line, warn
 
 
 class CocoImages:
@@ -64,22 +65,30 @@ class CocoImages:
     def check_sizes(self) -> None:
         """Reads the headers of all images, without decoding them.
 
+        EXIF orientations, which are ignored, are a warning: boxes may be those of the turned image.
+
         Raises:
           DataError: if a header is unreadable, or an image has another size than the JSON says.
         """
         pil = require("PIL.Image", "pillow", "a data set of encoded pictures")
 
-        def check(index: int) -> None:
+        def check(index: int) -> bool:
             try:
                 with pil.open(self._files[index]) as picture:
-                    width, height = picture.size
+                    (width, height), turned = picture.size, is_turned(picture)
             except Exception as error:
                 raise self._unreadable(index, error) from error
             self._check_size(index, width, height)
+            return turned
 
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            for _ in pool.map(check, range(len(self))):
-                pass
+            turned = [i for i, turned in enumerate(pool.map(check, range(len(self)))) if turned]
+        if turned:
+            warn(
+                f"{self.annotations.file.name}: {count(len(turned), 'image')} with an EXIF "
+                f"orientation, first {self._files[turned[0]]!r}; it is ignored, so the boxes must "
+                "be those of the pixels as they are stored"
+            )
 
     def _found(self, file: str, folders: Sequence[pathlib.Path]) -> tuple[str, int]:
         """The path of an image and its size in bytes."""

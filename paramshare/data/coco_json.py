@@ -74,6 +74,8 @@ class Reader:
         if key not in record:
             raise self.error(what, f"has no {key!r}", "add it")
         value = record[key]
+        if kinds is int and isinstance(value, float) and value.is_integer():
+            value = int(value)  # some programs write 32.0
         if not isinstance(value, kinds) or isinstance(value, bool):
             text = (
                 "an integer" if kinds is int else "text" if kinds is str else "an integer or text"

@@ -1,11 +1,13 @@
 """Pixels of encoded pictures, always by Pillow: other decoders differ in grey, palette and CMYK."""
 
 import io
+from typing import Any
 
 import numpy as np
 
 from paramshare.data.error import DataError, require
 
+ORIENTATION = 0x0112  # the EXIF tag
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -46,6 +48,16 @@ def decode(encoded: bytes, channels: int) -> np.ndarray:
             picture.info.pop("transparency", None)  # Pillow warns where it is dropped
         pixels = np.asarray(picture.convert(mode))
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def is_turned(picture: Any) -> bool:
+    """Whether the header of a Pillow image asks viewers to rotate or mirror it (EXIF).
+
+    Nothing is decoded: `picture.getexif()` would read a whole PNG.
+    """
+    exif = require("PIL.Image", "pillow", "reading a picture").Exif()
+    exif.load(picture.info.get("exif", b""))
+    return exif.get(ORIENTATION, 1) not in (0, 1)
 
 
 def _upper_bits(grey: np.ndarray) -> np.ndarray:

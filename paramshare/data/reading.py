@@ -9,6 +9,7 @@ import numpy as np
 from paramshare.data import order, statistics
 from paramshare.data.crop import CropSource
 from paramshare.data.dataset import Dataset, classification, from_arrays
+from paramshare.data.detector import DetectorOptions
 from paramshare.data.error import DataError
 from paramshare.data.object_records import ObjectRecords
 from paramshare.data.objects import DetectionSource
@@ -17,7 +18,7 @@ from paramshare.data.registry import DataConfig
 from paramshare.data.sources import Source, Subset
 from paramshare.data.statistics import Channels
 from paramshare.data.views import ViewOf, centred, letterboxed
-from paramshare.tasks import Classification, Detection, Task
+from paramshare.tasks import Classification, Task
 from paramshare.tasks.config import Count, Fraction, checked_dataclass
 
 MEMORY_LIMIT = 2**30  # bytes of decoded training images that are held in memory
@@ -141,6 +142,7 @@ def read_objects(
     *,
     image_size: int | None = None,
     max_boxes: int = 100,
+    detector: DetectorOptions | None = None,
     splits: tuple[str, str | None, str] | None = None,
 ) -> Dataset:
     """Reads a set of images with objects, such as coco/2017, for detection.
@@ -151,6 +153,7 @@ def read_objects(
       seed: chooses the examples that are held out; 0 <= seed < 2**64.
       image_size: side of the letterboxed images; None for 320.
       max_boxes: rows of a label; the largest objects of an image are kept.
+      detector: the loss of boxes, and which boxes are returned; None for the defaults.
       splits: names of the training, validation (or None) and test splits; None for the usual ones.
 
     Returns:
@@ -171,7 +174,7 @@ def read_objects(
         view(validation_split) if validation_split else None,
         view(test_split),
         name=name,
-        task=Detection(categories=train.categories, max_boxes=max_boxes),
+        task=(detector or DetectorOptions()).task(train.categories, max_boxes),
         size=size,
         fraction=config.validation,
         train_examples=config.train_examples,

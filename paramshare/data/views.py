@@ -1,17 +1,18 @@
 """Pictures of any size as inputs of a network, and the way back to their pixels; on the host."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from paramshare.data.crop import centre_box, resample
-from paramshare.data.decoding import decode
+from paramshare.data.decoding import decode, is_turned
 from paramshare.data.error import DataError, require
 from paramshare.data.letterbox import crop_square, letterbox, square_around
-from paramshare.errors import one_line
+from paramshare.errors import one_line, warn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,15 +117,36 @@ def _size(image_HxWx3: np.ndarray) -> np.ndarray:
 
 
 def read_picture(file: str | os.PathLike[str]) -> np.ndarray:
-    """The pixels of a picture file, (H, W, 3) uint8.
+    """The pixels of a picture file, (H, W, 3) uint8. EXIF orientation is ignored.
 
     Raises:
       DataError: if the file does not exist or cannot be read.
     """
+    with _readable(file):
+        return decode(pathlib.Path(file).read_bytes(), 3)
+
+
+def check_picture(file: str | os.PathLike[str]) -> None:
+    """Reads the header of a picture file; warns if it has an EXIF orientation.
+
+    Raises:
+      DataError: if the file does not exist or is no picture.
+    """
+    pil = require("PIL.Image", "pillow", "reading a picture")
+    with _readable(file), pil.open(file) as picture:
+        if is_turned(picture):
+            warn(
+                f"{os.fspath(file)!r} has an EXIF orientation, which is ignored: its pixels are "
+                "taken as they are stored; rotate them if they should be seen upright"
+            )
+
+
+@contextlib.contextmanager
+def _readable(file: str | os.PathLike[str]) -> Iterator[None]:
     if not pathlib.Path(file).is_file():
         raise DataError(f"there is no file {os.fspath(file)!r}; pass the name of a picture")
     try:
-        return decode(pathlib.Path(file).read_bytes(), 3)
+        yield
     except DataError as error:
         raise DataError(f"{os.fspath(file)!r}: {error}") from None
     except Exception as error:  # whatever Pillow raises for what it cannot read

@@ -12,8 +12,8 @@ def base_anchors(stride: int) -> np.ndarray:
     """The nine anchors of a feature map with this stride, around the origin, (9, 4) float32.
 
     Three sizes, 4 times the stride and two steps of a third of an octave above it, each in three
-    aspect ratios of one area; rounded to whole pixels as in torchvision, so that its weights mean
-    the same boxes here.
+    aspect ratios of one area. From stride 4 on they are rounded to whole pixels as in torchvision,
+    so that its weights mean the same boxes here; smaller ones would become equal.
 
     Args:
       stride: pixels from one place of the feature map to the next.
@@ -28,12 +28,15 @@ def base_anchors(stride: int) -> np.ndarray:
     References:
       Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, arXiv:1708.02002, section 4.
     """
-    size_3 = np.array([int(4 * stride * octave) for octave in OCTAVES])
+    rounded = stride >= 4
+    size_3 = 4 * stride * np.array(OCTAVES)
+    if rounded:
+        size_3 = np.trunc(size_3)
     height_ratio_3 = np.sqrt(np.array(ASPECTS, np.float64))
     width_9 = np.outer(1 / height_ratio_3, size_3).ravel()
     height_9 = np.outer(height_ratio_3, size_3).ravel()
     anchors_9x4 = np.stack([-width_9, -height_9, width_9, height_9], axis=-1) / 2
-    return np.round(anchors_9x4).astype(np.float32)
+    return (np.round(anchors_9x4) if rounded else anchors_9x4).astype(np.float32)
 
 
 def anchors(height: int, width: int, stride: int) -> jnp.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 
 from paramshare.tasks.task import TaskError
 
+COUNTED = 100  # detections of an image, in COCO's measures
 MOST_LINES = 4  # categories that have their own line in a chart
 NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 
@@ -19,7 +20,8 @@ def average_precision(
 ) -> dict[str, float]:
     """Average precision and recall as COCO defines them.
 
-    Boxes are compared in pixels of the original images, whose areas decide what is small.
+    Boxes are compared in pixels of the original images, whose areas decide what is small. As many
+    boxes of an image count as `detected` has rows, but at least COCO's 100.
 
     Args:
       detected: `box` (N, D, 4), x0, y0, x1, y1 in pixels of the network's input, `score` (N, D) and
@@ -129,16 +131,19 @@ def _scored(
     ]
     if not truth:
         return None
-    return evaluated({"images": images, "categories": kinds, "annotations": truth}, found, "bbox")
+    most = max(COUNTED, np.shape(detected["score"])[1])
+    truth = {"images": images, "categories": kinds, "annotations": truth}
+    return evaluated(truth, found, "bbox", most=most)
 
 
-def evaluated(truth: Any, found: Any, kind: str, **options: Any) -> Any:
+def evaluated(truth: Any, found: Any, kind: str, *, most: int = 0, **options: Any) -> Any:
     """A faster-coco-eval evaluator that has run.
 
     Args:
       truth: a data set in the format of COCO.
       found: the list of results.
       kind: "bbox" or "keypoints".
+      most: results per image that count, those with the highest scores; 0 for COCO's number.
       **options: of the evaluator.
 
     Raises:
@@ -152,6 +157,8 @@ def evaluated(truth: Any, found: Any, kind: str, **options: Any) -> Any:
         ) from error
     coco = library.COCO(truth)
     evaluator = library.COCOeval_faster(coco, coco.loadRes(found), kind, **options)
+    if most:
+        evaluator.params.maxDets = [1, 10, most]
     evaluator.run()
     return evaluator
 

@@ -125,9 +125,10 @@ def assign(
 ) -> Match:
     """Assigns anchors to boxes by their overlap.
 
-    An anchor is positive if it overlaps a box by `positive` or more, or as much as any anchor
-    overlaps that box, so that each box has an anchor; negative if it overlaps all boxes by less
-    than `negative`; otherwise neither.
+    An anchor predicts the box that it overlaps most. It is positive if it overlaps a box by
+    `positive` or more, or as much as any anchor overlaps that box; negative if it overlaps all
+    boxes by less than `negative`; otherwise neither. So a box is without an anchor only if those
+    nearest to it overlap another one more, as in torchvision.
 
     Args:
       anchor_Ax4: anchors (x0, y0, x1, y1).

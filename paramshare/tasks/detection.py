@@ -202,8 +202,8 @@ class Detection(Task):
     def detect(self, outputs: Any, input_shape: tuple[int, ...]) -> dict[str, jax.Array]:
         """The boxes that the outputs stand for, highest score first.
 
-        The 1,000 best scores of all anchors and classes are decoded, clipped to the image and
-        thinned out by non-maximum suppression.
+        The 1,000 best scores of all anchors and classes (Lin et al.: of each level of the pyramid)
+        are decoded, clipped to the image and thinned out by non-maximum suppression.
 
         Args:
           outputs: the network's outputs.

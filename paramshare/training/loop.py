@@ -28,11 +28,12 @@ from paramshare.training.evaluation import NonFinite, make_evaluate
 from paramshare.training.processes import agree, check_shared, exchange, united, versions
 from paramshare.training.profile import Profile
 from paramshare.training.program import Together, inputs, train_function
+from paramshare.training.progress import Progress
 from paramshare.training.result import Result
 from paramshare.training.run import Run, check_batch, check_together, prepare
 from paramshare.training.signals import Interrupted, Signals
 from paramshare.training.state import State
-from paramshare.training.track import Progress, Track
+from paramshare.training.track import Track
 from paramshare.training.workdir import LOCK, RESULT, claim, locked
 
 REFRESH_SECONDS = 1.0  # between updates of the progress bar; each waits for the current step

@@ -1,7 +1,6 @@
 """What one run stores beside its state: checkpoints, metrics, the selected epoch, the result."""
 
 import contextlib
-import dataclasses
 import math
 import os
 import pathlib
@@ -22,6 +21,7 @@ from paramshare.training.compression import pack_run
 from paramshare.training.evaluation import NonFinite
 from paramshare.training.metrics import METRICS, MetricsFile, metrics_digest, read_metrics
 from paramshare.training.processes import ProcessError, united
+from paramshare.training.progress import Progress
 from paramshare.training.pruning import last_pruning
 from paramshare.training.result import Evaluation, Result, Selected
 from paramshare.training.run import OPERATIONS, Run
@@ -32,66 +32,6 @@ from paramshare.transform.packing import PACKED
 # A run that is killed while it saves its first checkpoint may have lines of these further epochs.
 UNSAVED_EPOCHS = 2
 Evaluate = Callable[..., Evaluation]  # as `make_evaluate` returns it
-
-
-@dataclasses.dataclass
-class Progress:
-    """Stored with every checkpoint: sums of metrics, the best epoch, and times.
-
-    Attributes:
-      sums: the sums of each metric over the steps of the epoch so far.
-      batches: number of those steps.
-      line_sums: the same of the steps since the last line; of `gradient_max/BANK` the maximum.
-      line_batches: number of those steps.
-      best_score: highest validation score so far; None before the first one.
-      best_epoch: its epoch, counted from 1; 0 for none.
-      best_step: its step.
-      seconds: the duration of the whole run, with compilation, validation and saving.
-      training_seconds: the duration of the training steps, without the first ones, which
-        compile.
-      training_examples: examples trained on in that time.
-      environment: the devices, cores and versions that it was trained with.
-      skipped: updates skipped because a loss or gradient was not finite.
-    """
-
-    sums: dict[str, float] = dataclasses.field(default_factory=dict)
-    batches: int = 0
-    best_score: float | None = None
-    best_epoch: int = 0
-    best_step: int = 0
-    seconds: float = 0.0
-    training_seconds: float = 0.0
-    training_examples: int = 0
-    environment: dict[str, str] = dataclasses.field(default_factory=dict)
-    skipped: int = 0
-    line_sums: dict[str, float] = dataclasses.field(default_factory=dict)
-    line_batches: int = 0
-
-    def add(self, lines: list[dict[str, float]], names: tuple[str, ...]) -> None:
-        """Adds steps: the metrics `names` to the epoch's sums, all to those of the next line."""
-        for line in lines:
-            for name in names:
-                self.sums[name] = self.sums.get(name, 0.0) + line[name]
-            for name, value in line.items():
-                if name.startswith("gradient_max/"):
-                    self.line_sums[name] = max(self.line_sums.get(name, 0.0), value)
-                elif name != "finite":
-                    self.line_sums[name] = self.line_sums.get(name, 0.0) + value
-        self.batches += len(lines)
-        self.line_batches += len(lines)
-
-    def means(self) -> dict[str, float]:
-        """Means over the epoch; starts the next epoch."""
-        means = {name: total / max(1, self.batches) for name, total in self.sums.items()}
-        self.sums, self.batches = {}, 0
-        return means
-
-    def line_means(self) -> dict[str, float]:
-        """Means since the last line; of `gradient_max/BANK` the maximum."""
-        return {
-            name: total if name.startswith("gradient_max/") else total / self.line_batches
-            for name, total in self.line_sums.items()
-        }
 
 
 class Track:
@@ -210,6 +150,7 @@ class Track:
         line["learning_rate"] = rate
         self.metrics.write("train", step, **line)
         self._last, progress.line_sums, progress.line_batches = means, {}, 0
+        progress.line_without = {}
         return line
 
     def finish_epoch(

@@ -49,7 +49,7 @@ def detectors(classifiers: Sequence[Family]) -> tuple[Family, ...]:
         ),
         make(
             "retinanet-{backbone}-towers{tower_templates}",
-            f"{about}; the heads' convolutions mix so many templates of one bank",
+            f"{about}; the heads' convolutions but the last ones mix so many templates of one bank",
             ("retinanet-resnet34-s32u1-towers2",),
         ),
         make(
@@ -74,7 +74,7 @@ def retinanet(
     num_classes: int,
     width: int | None = None,
     depth: int = 4,
-    tower_templates: int = 0,
+    tower_templates: int | None = None,
     coarsest: str = "output",
     dtype: Any = None,
     **options: Any,
@@ -87,8 +87,8 @@ def retinanet(
       num_classes: classes, without the background.
       width: channels of pyramid and heads; None for 256, or 64 on networks for 32x32 images.
       depth: convolutions of each head, before the last one.
-      tower_templates: if positive, these convolutions of both heads are mixtures of so many
-        templates of one bank.
+      tower_templates: these convolutions of both heads are mixtures of so many templates of one
+        bank; None for kernels of their own.
       coarsest: see `RetinaNet`.
       dtype: compute dtype; None for float32.
       **options: options of the backbone.
@@ -109,7 +109,7 @@ def retinanet(
         network.dtype,
     )
     rules = [] if plan is None else list(plan.under("backbone").rules)
-    if tower_templates:
+    if tower_templates is not None:
         towers = r"(classes|boxes)/conv\d+/kernel"
         rules.append(Rule(towers, Soft(tower_templates), bank="towers"))
     return model, Plan(*rules) if rules else None

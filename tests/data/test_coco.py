@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from paramshare.data import DataError, statistics
 from paramshare.data.coco import read_annotations
@@ -115,6 +116,32 @@ def test_boxes_without_area_or_outside_are_counted_and_left_out(coco, tmp_path, 
         "paramshare: train.json: left out 1 box outside their image, first annotation 502",
     ]
     assert annotations.image.tolist() == [0] and len(annotations.pictures) == 3
+
+
+def test_areas_of_0_are_those_of_the_boxes_and_whole_floats_are_integers(coco, tmp_path, capsys):
+    data = coco.part(3)
+    data["annotations"][1]["area"] = 0
+    coco.make(tmp_path, train=data, test=coco.part(1))
+    data["images"][2] |= {"width": 40.0, "height": 20.0}
+    coco.write(tmp_path / "train.json", data)
+    label = coco.load(tmp_path, validation=0).train
+    assert "train.json: 1 annotation with the area 0, first 501; the areas" in (
+        capsys.readouterr().err
+    )
+    assert [label[i]["label"]["area"][0] for i in range(3)] == [50, 12 * 8, 50]
+
+
+@pytest.mark.parametrize(("orientation", "turned"), [(1, False), (3, True)])
+def test_images_that_viewers_turn_are_a_warning(coco, tmp_path, capsys, orientation, turned):
+    coco.make(tmp_path, train=coco.part(2), test=coco.part(1))
+    file, exif = tmp_path / "train" / "1.png", Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(file) as image:
+        pixels = image.copy()
+    pixels.save(file, exif=exif)
+    coco.load(tmp_path, validation=0)
+    warned = "train.json: 1 image with an EXIF orientation, first" in capsys.readouterr().err
+    assert warned == turned
 
 
 def test_the_largest_boxes_are_kept_and_crowds_last(coco, tmp_path, capsys):

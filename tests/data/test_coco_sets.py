@@ -117,6 +117,10 @@ def test_usual_names_and_folders(coco, tmp_path):
     assert [len(x) for x in parts(coco.load(tmp_path / "b", validation=0))] == [4, 0, 1]
     assert [len(x) for x in parts(coco.load(tmp_path / "b", test="val.json"))] == [3, 1, 2]
 
+    named = {"train": "train.json", "validation_set": "val.json"}
+    assert [len(x) for x in parts(coco.load(tmp_path / "a", validation=0.25, **named))] == [3, 1, 2]
+    assert [len(x) for x in parts(coco.load(tmp_path / "b", test="val.json", **named))] == [3, 1, 2]
+
     root = coco.make(tmp_path / "c", train2017=train, val2017=val)  # as COCO is unpacked
     for name in ("train2017", "val2017"):
         target = root / "annotations" / f"instances_{name}.json"

@@ -91,6 +91,11 @@ def test_sharing_carries_over_from_the_backbone():
     }
 
 
+def test_towers_of_no_templates_are_refused():
+    with pytest.raises(ModelError, match="templates=0"):
+        create_model("retinanet-resnet20-towers0", 3, (64, 64, 3))
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [

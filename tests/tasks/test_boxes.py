@@ -120,7 +120,16 @@ def test_anchors_have_their_areas_ratios_and_places():
             np.testing.assert_array_equal(centre, np.tile([column * 32, row * 32], (9, 1)))
 
 
-def test_every_box_has_an_anchor_and_thresholds_hold():
+@pytest.mark.parametrize("stride", [1, 2, 4, 8])
+def test_the_nine_anchors_differ(stride):
+    sides = base_anchors(stride)[:, 2:] - base_anchors(stride)[:, :2]
+    assert len(np.unique(sides, axis=0)) == 9
+    np.testing.assert_allclose(
+        sides[:, 1] / sides[:, 0], np.repeat([0.5, 1, 2], 3), rtol=0.2 if stride >= 4 else 1e-6
+    )
+
+
+def test_nearest_anchors_are_positive_and_thresholds_hold():
     rng = np.random.default_rng(3)
     anchor, box = random_boxes(rng, 200), random_boxes(rng, 6)
     box[0] = [0, 0, 1, 1]  # which no anchor overlaps much
@@ -136,6 +145,14 @@ def test_every_box_has_an_anchor_and_thresholds_hold():
     np.testing.assert_array_equal(match.negative_A, ~positive & (best < 0.4))
     np.testing.assert_array_equal(match.index_A[positive], table.argmax(axis=0)[positive])
     assert positive[0] and best[0] < 0.1
+
+
+def test_an_anchor_predicts_the_box_that_it_overlaps_most():
+    """So a box may be without one, as in torchvision."""
+    anchor = jnp.array([[0.0, 0, 10, 10], [100, 100, 110, 110]])
+    box = jnp.array([[0.0, 0, 10, 10], [0, 0, 4, 4]])
+    match = boxes.assign(anchor, box, jnp.array([True, True]))
+    assert (match.index_A[0], match.positive_A.tolist()) == (0, [True, False])
 
 
 def test_an_image_without_boxes_has_negative_anchors_only():

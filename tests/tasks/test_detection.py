@@ -111,6 +111,31 @@ def test_precision_falls_where_recall_needs_the_box_behind_a_false_one():
         assert not Detection(CATEGORIES, 4).curves({"detected": detected(labels), "labels": labels})
 
 
+@pytest.mark.parametrize("returned", [120, 300])
+def test_all_boxes_that_are_returned_count(returned):
+    """COCO's measures take 100 of an image; with more than that, all of 120 objects are found."""
+    rows, objects = 300, 120
+    box = np.zeros((1, rows, 4), np.float32)
+    left = 10.0 * np.arange(objects)
+    box[0, :objects] = np.stack([left, 0 * left, left + 8, 0 * left + 8], axis=1)
+    real = (np.arange(rows) < objects)[None]
+    labels = {
+        "box": box,
+        "category": np.zeros((1, rows), np.int32),
+        "present": real,
+        "crowd": np.zeros((1, rows), bool),
+        "area": 64.0 * real,
+        "scale": np.ones((1, 2)),
+    }
+    found = {"box": box, "score": 0.9 * real, "category": labels["category"]}
+    found = {name: value[:, :returned] for name, value in found.items()}
+    task = Detection(("cat",), rows, detections=returned)
+    result = task.reduce({"detected": found, "labels": labels})
+    assert result["ap"] == result["ar"] == result["ap_small"] == 1
+    few = {name: value[:, :60] for name, value in found.items()}
+    assert task.reduce({"detected": few, "labels": labels})["ar"] == pytest.approx(0.5)
+
+
 def test_sizes_are_those_of_the_original_image():
     small = measures(labels=labels_of([(0, (0, 0, 16, 16))]))
     assert small["ap_small"] == 1 and np.isnan(small["ap_large"])

@@ -7,12 +7,13 @@ import numpy as np
 from paramshare.data import statistics
 from paramshare.data.canvases import Drawing
 from paramshare.data.dataset import Dataset
+from paramshare.data.detector import DetectorOptions
 from paramshare.data.error import DataError
 from paramshare.data.registry import DataConfig, register
 from paramshare.data.sets.digits import Digits
 from paramshare.data.sets.idx import Folder, Idx
 from paramshare.data.sources import ArraySource
-from paramshare.tasks import Classification, Detection, Regression, Several, Task
+from paramshare.tasks import Classification, Regression, Several, Task
 from paramshare.tasks.config import Count, Fraction
 
 PARTS = ("train", "validation", "test")
@@ -42,6 +43,8 @@ class Canvases(DataConfig):
     """Validation canvases, drawn in addition, as a fraction of `examples`; 0 for none."""
     drawing: Drawing = Drawing()
     """How canvases are drawn."""
+    detector: DetectorOptions = DetectorOptions()
+    """For detection: its loss of boxes, and which boxes it returns."""
 
     def __post_init__(self) -> None:
         drawing = self.drawing
@@ -87,7 +90,7 @@ class Canvases(DataConfig):
 
     def _task(self, classes: int) -> Task:
         if self.task == "detection":
-            return Detection(tuple(map(str, range(classes))), max_boxes=self.drawing.most)
+            return self.detector.task([str(digit) for digit in range(classes)], self.drawing.most)
         half = self.drawing.size / 2
         return Several(
             {

@@ -6,6 +6,7 @@ from typing import Literal
 from paramshare.data.coco import check_same, read_annotations
 from paramshare.data.coco_images import CocoImages
 from paramshare.data.dataset import Dataset
+from paramshare.data.detector import DetectorOptions
 from paramshare.data.error import DataError
 from paramshare.data.objects import DetectionSource
 from paramshare.data.people import PoseSource
@@ -13,7 +14,7 @@ from paramshare.data.reading import ANNOTATED_SIZE, from_sources
 from paramshare.data.registry import DataConfig, register
 from paramshare.data.sets.idx import Folder
 from paramshare.data.views import person
-from paramshare.tasks import Detection, Pose
+from paramshare.tasks import Pose
 from paramshare.tasks.config import Count, Fraction
 
 _WORDS = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
@@ -48,7 +49,9 @@ class Coco(DataConfig):
     """Side of the inputs; None for 320. Images are resized with their aspect ratio and filled up;
     for pose, a square around each person is."""
     max_boxes: Count = 100
-    """Boxes in a label; the largest boxes of an image are kept."""
+    """Boxes in a label; the largest boxes of an image are kept, in evaluation too."""
+    detector: DetectorOptions = DetectorOptions()
+    """For detection: its loss of boxes, and which boxes it returns."""
     validation: Fraction = 0.1
     """Fraction of the training images held out for validation (to choose an epoch), where there is
     no validation file; 0 for none."""
@@ -75,7 +78,7 @@ class Coco(DataConfig):
             for part in annotations.values():
                 part.warn_above(self.max_boxes)
             sources = {part: DetectionSource(x, size, self.max_boxes) for part, x in images.items()}
-            task = Detection(categories=annotations["train"].categories, max_boxes=self.max_boxes)
+            task = self.detector.task(annotations["train"].categories, self.max_boxes)
         else:
             sources = {
                 part: PoseSource(x, size, person_crop=self.person_crop)
@@ -111,9 +114,9 @@ class Coco(DataConfig):
             file = self._file(part) if given is None else pathlib.Path(self.path) / given
             if file is not None:
                 files[part] = file
-        if "test" not in files and "validation" in files and self.validation_set is None:
-            files["test"] = files.pop("validation")
-        if self.validation_set is None and files.get("validation") == files.get("test"):
+        if "test" not in files and "validation" in files:
+            files["test"] = files["validation"]
+        if files.get("validation") == files.get("test"):  # no epoch is chosen on the test set
             files.pop("validation", None)
         for part in ("train", "test"):
             if part not in files:

@@ -7,6 +7,7 @@ from typing import Any
 
 from paramshare.data import registry
 from paramshare.data.dataset import Dataset
+from paramshare.data.detector import DetectorOptions
 from paramshare.data.error import DataError, require
 from paramshare.data.prepared import prepared_builder
 from paramshare.data.reading import PreparedConfig, read, read_objects
@@ -40,7 +41,10 @@ class Tfds(PreparedConfig):
     """Side of the crops, if images vary in size; None for 224. For detection, of the letterboxed
     images; None for 320."""
     max_boxes: Count = 100
-    """Boxes in a label, for detection; the largest boxes of an image are kept."""
+    """Boxes in a label, for detection; the largest boxes of an image are kept, in evaluation
+    too."""
+    detector: DetectorOptions = DetectorOptions()
+    """For detection: its loss of boxes, and which boxes it returns."""
 
     def load(self, seed: int = 0) -> Dataset:
         """The data set, prepared if it is not yet; the seed chooses the validation images."""
@@ -58,6 +62,7 @@ class Tfds(PreparedConfig):
                 seed,
                 image_size=self.image_size,
                 max_boxes=self.max_boxes,
+                detector=self.detector,
                 splits=splits,
             )
         return read(
