@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from paramshare.schemes.interface import (
     Filters,
@@ -33,12 +34,14 @@ class Compressed(Scheme):
     pruned: it stays out of the levels, and its gradient is 0. Each array of the bank has levels of
     its own, a trainable entry of the coefficients:
 
-    * "uniform": one step s, and the levels s (k - (2^bits - 1) / 2), symmetric around 0.
+    * "uniform": the edge e of the outermost cells, and the levels |e| ((2 k + 1) / 2^bits - 1),
+      symmetric around 0. The edge is trained and not the step between levels: optimizers such as
+      Adam change all numbers at one rate, which for a step would be 2^(bits - 1) times too fast.
     * "kmeans": a codebook of 2^bits levels.
 
     The gradient of the levels is such that under SGD they follow the parameters that are rounded to
     them: a codebook entry moves by the mean of the gradients, as Lloyd's algorithm would move it,
-    and a step by their least-squares fit. Rounding compares and looks up, and adds nothing: q(w)
+    and the edge by their least-squares fit. Rounding compares and looks up, and adds nothing: q(w)
     has the same bits in every program, on every machine.
 
     `paramshare.transform.compress` makes such a network from a trained one. qwix, JAX's library for
@@ -100,16 +103,16 @@ class Compressed(Scheme):
 
         Args:
           weights: arrays of the wrapped scheme.
-          levels: a tree like the bank; () for a uniform grid's step, or (2^bits,).
+          levels: a tree like the bank; () for the edge of a uniform grid, or (2^bits,).
         """
         return weights._replace(coefficients=weights.coefficients | {LEVELS: levels})
 
     def uniform_levels(self, bank: Any) -> Any:
         """The levels of a uniform grid for every array of a bank, in the method's form."""
-        steps = jax.tree.map(lambda leaf: best_step(leaf, self.bits), bank)
+        edges = jax.tree.map(lambda leaf: best_edge(leaf, self.bits), bank)
         if self.method == "uniform":
-            return steps
-        return jax.tree.map(lambda step: uniform_grid(step, self.bits)[0], steps)
+            return edges
+        return jax.tree.map(lambda edge: uniform_grid(edge, self.bits)[0], edges)
 
     def filters(self, weights: Weights, sites: tuple[Site, ...]) -> Filters | None:
         """The wrapped scheme's, of the quantised bank."""
@@ -145,46 +148,45 @@ class Compressed(Scheme):
         return self.with_levels(weights, self.uniform_levels(weights.bank))
 
 
-def uniform_grid(step: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
-    """The levels of a step, (2^bits,), and the middles between them, one fewer.
+def uniform_grid(edge: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
+    """The levels of a uniform grid, (2^bits,), and the middles between them, one fewer.
 
     Each is one product, so that it has the same bits in every program.
 
     Example:
-      >>> levels, middles = uniform_grid(jnp.float32(2.0), 2)
+      >>> levels, middles = uniform_grid(jnp.float32(4.0), 2)
       >>> levels.tolist(), middles.tolist()
       ([-3.0, -1.0, 1.0, 3.0], [-2.0, 0.0, 2.0])
     """
     half = 2 ** (bits - 1)
-    integers = jnp.arange(1 - half, half, dtype=step.dtype)
-    return step * _offsets(bits, step.dtype), step * integers
+    middles = jnp.asarray(np.arange(1 - half, half) / half, edge.dtype)
+    return jnp.abs(edge) * _units(bits, edge.dtype), jnp.abs(edge) * middles
 
 
-def _offsets(bits: int, dtype: Any) -> jax.Array:
-    """(2^bits,): the levels in units of the step."""
+def _units(bits: int, dtype: Any) -> jax.Array:
+    """(2^bits,): the levels of a grid whose edge is 1."""
     half = 2 ** (bits - 1)
-    return jnp.arange(-half, half, dtype=dtype) + jnp.asarray(0.5, dtype)
+    return jnp.asarray((np.arange(-half, half) + 0.5) / half, dtype)
 
 
-def best_step(values: jax.Array, bits: int) -> jax.Array:
-    """The step of a uniform grid with the least squared error on the values that are not 0.
+def best_edge(values: jax.Array, bits: int) -> jax.Array:
+    """The edge of the uniform grid with the least squared error on the values that are not 0.
 
-    The best of `CANDIDATES` steps, up to the one whose outermost cells end at the largest number,
-    and of the one whose outermost level is the largest number.
+    The best of `CANDIDATES` edges, up to the largest number, and of the one that makes the largest
+    number the outermost level.
 
     Example:
-      >>> float(best_step(jnp.array([-3.0, -1.0, 0.0, 1.0, 3.0]), 2))
-      2.0
+      >>> float(best_edge(jnp.array([-3.0, -1.0, 0.0, 1.0, 3.0]), 2))
+      4.0
     """
-    largest, half = jnp.max(jnp.abs(values)), 2 ** (bits - 1)
-    fractions = jnp.arange(1, CANDIDATES + 1, dtype=values.dtype) / CANDIDATES
-    outer = largest / jnp.asarray(half - 0.5, values.dtype)  # its outermost level is the largest
-    steps = jnp.append(fractions * largest / half, outer)
+    largest = jnp.max(jnp.abs(values))
+    parts = np.append(np.arange(1, CANDIDATES + 1) / CANDIDATES, 1 / (1 - 0.5**bits))
+    edges = largest * jnp.asarray(parts, values.dtype)
 
-    def error(step: jax.Array) -> jax.Array:
-        return jnp.sum((round_to_levels("uniform", bits, values, step) - values) ** 2)
+    def error(edge: jax.Array) -> jax.Array:
+        return jnp.sum((round_to_levels("uniform", bits, values, edge) - values) ** 2)
 
-    return steps[jnp.argmin(jax.lax.map(error, steps))]
+    return edges[jnp.argmin(jax.lax.map(error, edges))]
 
 
 def round_to_levels(method: Method, bits: int, values: jax.Array, levels: jax.Array) -> jax.Array:
@@ -194,11 +196,11 @@ def round_to_levels(method: Method, bits: int, values: jax.Array, levels: jax.Ar
       method: "uniform" or "kmeans".
       bits: bits of a level's index.
       values: an array of any shape.
-      levels: (), the step of a uniform grid, or (2^bits,), a codebook in any order.
+      levels: (), the edge of a uniform grid, or (2^bits,), a codebook in any order.
 
     Example:
-      >>> step, book = jnp.float32(2.0), jnp.array([5.0, 0.5, 0.1, -1.0])
-      >>> round_to_levels("uniform", 2, jnp.array([-9.0, -0.1, 0.0, 2.5]), step).tolist()
+      >>> edge, book = jnp.float32(4.0), jnp.array([5.0, 0.5, 0.1, -1.0])
+      >>> round_to_levels("uniform", 2, jnp.array([-9.0, -0.1, 0.0, 2.5]), edge).tolist()
       [-3.0, -1.0, 0.0, 3.0]
       >>> round_to_levels("kmeans", 2, jnp.array([0.4, 0.0]), book).tolist()
       [0.5, 0.0]
@@ -233,9 +235,10 @@ def _backward(
     weight = kept.astype(gradient.dtype)
     one = jnp.ones((), gradient.dtype)
     if method == "uniform":
-        offsets = jnp.take(_offsets(bits, gradient.dtype), codes, mode="clip")
-        squares = jnp.sum(weight * offsets**2)
-        return gradient, jnp.sum(gradient * offsets) / jnp.where(squares == 0, one, squares)
+        units = jnp.take(_units(bits, gradient.dtype), codes, mode="clip")
+        squares = jnp.sum(weight * units**2)
+        sign = jnp.where(levels < 0, -one, one)  # of the number whose absolute value counts
+        return gradient, sign * jnp.sum(gradient * units) / jnp.where(squares == 0, one, squares)
 
     def mean(code: jax.Array) -> jax.Array:
         member = (codes == code).astype(gradient.dtype) * weight

@@ -116,7 +116,7 @@ def quantise(
       shared: the shared model.
       variables: its variables.
       bits: 2 to 8.
-      method: "kmeans" fits a codebook; "uniform" the step of a grid that is symmetric around 0.
+      method: "kmeans" fits a codebook; "uniform" a grid that is symmetric around 0.
         Both minimise the squared error. A codebook is never worse, but stores 2^bits values.
       banks: regular expressions of whole names; `()` is all banks.
 

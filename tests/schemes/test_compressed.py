@@ -8,11 +8,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from paramshare import Ring, SchemeError, Site, Soft, Tied
 from paramshare.schemes import Compressed, Weights
-from paramshare.schemes.compressed import LEVELS, best_step, round_to_levels, uniform_grid
+from paramshare.schemes.compressed import LEVELS, best_edge, round_to_levels, uniform_grid
 
 NORMAL = np.random.default_rng(0).normal(size=4000).astype(np.float32)
 
@@ -91,8 +92,8 @@ def test_uniform_rounding_is_as_good_as_the_theory_of_normal_numbers(bits):
     """Max 1960, table II: the least mean squared error of a uniform grid on normal numbers."""
     best = {2: 0.1188, 3: 0.03744, 4: 0.01154, 6: 0.001041, 8: 0.0000569 * 1.5}[bits]
     values = jnp.asarray(np.random.default_rng(1).normal(size=100_000), jnp.float32)
-    step = best_step(values, bits)
-    rounded = round_to_levels("uniform", bits, values, step)
+    edge = best_edge(values, bits)
+    rounded, step = round_to_levels("uniform", bits, values, edge), edge / 2 ** (bits - 1)
     assert float(jnp.mean((rounded - values) ** 2)) == pytest.approx(best, rel=0.05 + (bits == 8))
     inside = jnp.abs(values) <= step * 2 ** (bits - 1)
     error = jnp.abs(rounded - values)[inside]
@@ -118,7 +119,7 @@ def test_levels_follow_their_numbers(method):
     values = jnp.asarray(NORMAL[:200]).at[:20].set(0)
     kept = values != 0
     if method == "uniform":
-        levels = best_step(values, 2)
+        levels = best_edge(values, 2)
         offsets = round_to_levels(method, 2, values, levels) / levels
         fit = lambda v: jnp.sum(v * offsets) / jnp.sum(offsets**2)  # noqa: E731
     else:
@@ -132,13 +133,46 @@ def test_levels_follow_their_numbers(method):
     np.testing.assert_allclose(-0.01 * of_levels, moved, rtol=2e-3, atol=1e-7)
 
 
+def test_only_the_size_of_an_edge_counts():
+    """An optimizer may carry it below 0."""
+    values = jnp.asarray(NORMAL[:200])
+    rounded, pull = jax.vjp(lambda e: round_to_levels("uniform", 3, values, e), jnp.float32(1.7))
+    mirrored, push = jax.vjp(lambda e: round_to_levels("uniform", 3, values, e), jnp.float32(-1.7))
+    np.testing.assert_array_equal(mirrored, rounded)
+    assert push(values)[0] == -pull(values)[0] != 0
+
+
+def test_adam_trains_an_edge_as_slowly_as_the_numbers():
+    """With noisy gradients and 256 levels; a trained step between them would cross 0."""
+    target = jnp.asarray(0.02 * NORMAL[:1000])
+    edge, rule = best_edge(target, 8), optax.adam(1e-3)
+    params = {"values": target, "edge": edge}
+
+    def rounded(params):
+        return round_to_levels("uniform", 8, params["values"], params["edge"])
+
+    def step(state, key):
+        params, moments = state
+        noisy = target + 0.02 * jax.random.normal(key, target.shape)
+        gradient = jax.grad(lambda params: jnp.sum((rounded(params) - noisy) ** 2))(params)
+        updates, moments = rule.update(gradient, moments)
+        params = optax.apply_updates(params, updates)
+        error = jnp.linalg.norm(rounded(params) - target) / jnp.linalg.norm(target)
+        return (params, moments), (error, params["edge"])
+
+    keys = jax.random.split(jax.random.key(0), 200)
+    with jax.numpy_dtype_promotion("standard"):  # optax multiplies integer steps with floats
+        _, (errors, edges) = jax.lax.scan(step, (params, rule.init(params)), keys)
+    assert jnp.max(errors) < 0.3 and jnp.min(edges) > edge / 2
+
+
 def test_an_empty_level_stays():
     levels = jnp.array([-1.0, 1.0, 50.0, 60.0])
     gradient: Any = jax.grad(
         lambda p: jnp.sum(round_to_levels("kmeans", 2, jnp.asarray(NORMAL), p))
     )
     assert gradient(levels)[2:].tolist() == [0, 0]
-    assert float(best_step(jnp.zeros(5), 4)) == 0
+    assert float(best_edge(jnp.zeros(5), 4)) == 0
 
 
 def test_bad_arguments():

@@ -12,7 +12,7 @@ import paramshare
 from paramshare import Plan, Ring, Rule, Soft, Tied, share
 from paramshare.models import ResNet
 from paramshare.schemes import Compressed
-from paramshare.schemes.compressed import best_step, round_to_levels, uniform_grid
+from paramshare.schemes.compressed import best_edge, round_to_levels, uniform_grid
 from paramshare.transform.compress import (
     CompressError,
     banks_table,
@@ -61,10 +61,10 @@ def test_a_codebook_is_never_worse_than_a_uniform_grid(kind, bits):
         "two scales": np.concatenate([rng.normal(size=1500), 100 * rng.normal(size=20)]),
         "few": rng.normal(size=7),
     }[kind].astype(np.float32)
-    step = best_step(jnp.asarray(values), bits)
-    book = kmeans(values, 2**bits, uniform_grid(step, bits)[0])
+    edge = best_edge(jnp.asarray(values), bits)
+    book = kmeans(values, 2**bits, uniform_grid(edge, bits)[0])
     assert book.shape == (2**bits,) and (np.diff(book) >= 0).all()
-    kinds: Any = (("uniform", step), ("kmeans", jnp.asarray(book, jnp.float32)))
+    kinds: Any = (("uniform", edge), ("kmeans", jnp.asarray(book, jnp.float32)))
     rounded = [round_to_levels(kind, bits, jnp.asarray(values), grid) for kind, grid in kinds]
     errors = [float(np.sum((np.asarray(x) - values) ** 2)) for x in rounded]
     assert errors[1] <= errors[0] * (1 + 1e-5)  # levels are stored in float32
