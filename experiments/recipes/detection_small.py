@@ -3,8 +3,8 @@
 Command   paramshare train experiments/recipes/detection_small.py --workdir runs/detection \
               --data.path FOLDER
 Time      4 minutes for 205 images on 2 CPU cores
-Result    AP 35.0%, AP50 57.8% on the 72 test images of BCCD, blood cells (mean of three seeds), with
-          574,591 parameters for its three categories; more in results/detection.md
+Result    AP 35.0%, AP50 57.8% on the 72 test images of BCCD, blood cells (mean of three seeds),
+          with 574,591 parameters for its three categories; more in results/detection.md
 Source    our choice; Kang & Kim's detector and schedule are not known to us
 """
 

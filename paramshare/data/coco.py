@@ -52,6 +52,13 @@ class Annotations:
             area=objects["area"][first:last],
         )
 
+    def warn_without(self) -> None:
+        """Warns if there is no object to find, so that average precision is not defined."""
+        if self.objects["crowd"].all():
+            warn(
+                f"{self.file.name}: there is no box that is not a crowd's; its measures will be NaN"
+            )
+
     def warn_above(self, max_boxes: int) -> None:
         """Warns if images have more boxes than a label holds."""
         counts = np.bincount(self.image, minlength=len(self.pictures))

@@ -97,6 +97,16 @@ def test_the_fingerprint_covers_all_files_of_a_set_on_disk(coco, tmp_path, monke
     assert len(set(digests)) == 3 and coco.load(folder, validation=0).digest == digests[2]
 
 
+def test_a_test_set_without_boxes_is_a_warning(coco, tmp_path, capsys):
+    data = coco.part(2)
+    data["annotations"][0]["iscrowd"] = 1
+    del data["annotations"][1]
+    coco.load(coco.make(tmp_path, train=coco.part(4), test=data))
+    assert "test.json: there is no box that is not a crowd's; its measures will be NaN" in (
+        capsys.readouterr().err
+    )
+
+
 def test_images_without_any_annotation_are_a_set(coco, tmp_path):
     coco.make(tmp_path, train={**coco.part(3), "annotations": []}, test=coco.part(1))
     train = coco.load(tmp_path, validation=0).train

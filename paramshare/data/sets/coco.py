@@ -77,6 +77,7 @@ class Coco(DataConfig):
         if self.task == "detection":
             for part in annotations.values():
                 part.warn_above(self.max_boxes)
+            annotations["test"].warn_without()
             sources = {part: DetectionSource(x, size, self.max_boxes) for part, x in images.items()}
             task = self.detector.task(annotations["train"].categories, self.max_boxes)
         else:
