@@ -52,10 +52,9 @@ def of(name: str) -> pathlib.Path:
     return next(file for file in FILES if file.stem == name)
 
 
-# Recipes of three data sources, with smaller networks. Detectors and networks for several tasks are
+# Recipes of two data sources, with smaller networks. Detectors and networks for several tasks are
 # trained in training/test_tasks_training.py, every scheme in training/test_checkpoint_schemes.py.
 SMALLER = {
-    "cifar10_swrn": "swrn-16-0.5-1",
     "imagenet_rpg": "resnet8-rpg-1000",
     "shortest_paths": "spathnet-2-4-2",
 }
