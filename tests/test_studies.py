@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import runpy
 import sys
@@ -31,6 +32,7 @@ def study(name: str, monkeypatch, *args: Any) -> dict[str, Any]:
     script = STUDIES / f"{name}.py"
     monkeypatch.syspath_prepend(script.parent)
     monkeypatch.setattr(sys, "argv", [str(script), *map(str, args)])
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"])  # studies add an option for themselves
     return runpy.run_path(str(script))["main"].__globals__
 
 
