@@ -146,7 +146,7 @@ def test_adam_trains_an_edge_as_slowly_as_the_numbers():
     """With noisy gradients and 256 levels; a trained step between them would cross 0."""
     target = jnp.asarray(0.02 * NORMAL[:1000])
     edge, rule = best_edge(target, 8), optax.adam(1e-3)
-    params = {"values": target, "edge": edge}
+    params: Any = {"values": target, "edge": edge}
 
     def rounded(params):
         return round_to_levels("uniform", 8, params["values"], params["edge"])
@@ -156,7 +156,7 @@ def test_adam_trains_an_edge_as_slowly_as_the_numbers():
         noisy = target + 0.02 * jax.random.normal(key, target.shape)
         gradient = jax.grad(lambda params: jnp.sum((rounded(params) - noisy) ** 2))(params)
         updates, moments = rule.update(gradient, moments)
-        params = optax.apply_updates(params, updates)
+        params: Any = optax.apply_updates(params, updates)
         error = jnp.linalg.norm(rounded(params) - target) / jnp.linalg.norm(target)
         return (params, moments), (error, params["edge"])
 

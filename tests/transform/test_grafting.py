@@ -1,5 +1,7 @@
 """A network put into a larger one computes there what it computes alone."""
 
+from typing import Any
+
 import chex
 import flax.linen as nn
 import jax
@@ -76,8 +78,8 @@ def test_it_computes_there_what_it_computes_alone(name):
     chex.assert_trees_all_equal_shapes_and_dtypes(grafted.variables, initial)
     assert grafted.left_out == ("params/classifier/bias", "params/classifier/kernel")
     assert [bank.name for bank in grafted.banks] == ["layers"] * (scheme is not None)
-    features = outer.apply(grafted.variables, X, method="features")
-    body = Inner(None).apply({k: {**v} for k, v in given.items()}, X)
+    features: Any = outer.apply(grafted.variables, X, method="features")
+    body: Any = Inner(None).apply({k: {**v} for k, v in given.items()}, X)
     if name == "small ring":
         assert grafted.banks[0].kernel_error > INEXACT
     else:
