@@ -124,14 +124,6 @@ def equal_runs_share_programs():
     PROGRAMS.clear()
 
 
-LONG = ("test_docstrings.py", "test_published.py", "test_readme.py", "test_studies.py")
-
-
-def pytest_collection_modifyitems(items):
-    """Some files that take long come first, so that both workers are busy to the end."""
-    items.sort(key=lambda item: item.path.name not in LONG)  # a stable sort
-
-
 def module(file: str) -> ModuleType:
     """A module in a folder of tests, which is no package."""
     path = pathlib.Path(__file__).parent / file

@@ -94,10 +94,43 @@ def config_file(tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, config_file) -> pathlib.Path:
     """The workdir of a finished run of `config_file`; not to be changed."""
+    return train_once(config_file, tmp_path_factory)
+
+
+def train_once(config_file: str, tmp_path_factory) -> pathlib.Path:
+    """The workdir of a finished run."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
     with undrawn():
         assert main(["train", config_file, "--workdir", str(workdir)]) == 0
     return workdir
+
+
+PATHS = """
+from paramshare.data import Curriculum, Grids
+from paramshare.training.config import Config, Model, Penalty
+
+config = Config(
+    Model("spathnet-4-4-2"),
+    Grids(curriculum=Curriculum(6, 0.1, (4,), 80, 7, (), (), ()), validation=0.2),
+    penalty=Penalty(recurrence=0.01),
+    epochs=2,
+    batch_size=28,
+)
+"""
+
+
+@pytest.fixture(scope="session")
+def small_config_file(tmp_path_factory) -> str:
+    """Four layers on two templates and tiny grids: two epochs of two steps, trained in seconds."""
+    path = tmp_path_factory.mktemp("config") / "config.py"
+    path.write_text(PATHS)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory, small_config_file) -> pathlib.Path:
+    """The workdir of a finished run of `small_config_file`; not to be changed."""
+    return train_once(small_config_file, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -36,36 +36,14 @@ def _bucket():
     server.communicate()
 
 
-CONFIG = """
-from paramshare.data import Curriculum, Grids
-from paramshare.training.config import Config, Model, Schedule
-
-config = Config(
-    Model("spathnet-2-2-2"),
-    Grids(curriculum=Curriculum(6, 0.1, (4,), 80, 7, (), (), ()), validation=0.2),
-    schedule=Schedule("cosine"),
-    epochs=2,
-    batch_size=32,
-)
-"""
+@pytest.fixture(scope="module")
+def config_file(small_config_file) -> str:
+    return small_config_file
 
 
 @pytest.fixture(scope="module")
-def config_file(tmp_path_factory) -> str:
-    """A configuration: two epochs of two steps."""
-    path = tmp_path_factory.mktemp("config") / "config.py"
-    path.write_text(CONFIG)
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def trained(config_file, tmp_path_factory) -> pathlib.Path:
-    """The workdir of a finished run on this machine."""
-    from paramshare.cli import main
-
-    workdir = tmp_path_factory.mktemp("trained") / "run"
-    assert main(["train", config_file, "--workdir", str(workdir)]) == 0
-    return workdir
+def trained(small_run) -> pathlib.Path:
+    return small_run
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +83,7 @@ def test_commands_read_it(in_bucket, trained, command, refused, config_file):
     assert command("similarity", in_bucket).count(f"{in_bucket}/similarity") == 2
     assert "holds another network" in refused(
         *("train", config_file, "--workdir", "gs://bucket/other"),
-        *("--init-from", in_bucket, "--model.name", "spathnet-2-3-2"),
+        *("--init-from", in_bucket, "--model.name", "spathnet-4-3-2"),
     )
 
 

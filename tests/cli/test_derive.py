@@ -30,30 +30,12 @@ from paramshare.training.result import Evaluation, Result
 from paramshare.training.run import prepare
 
 FOLD = ("--threshold", "0.01")  # folds every bank
-CONFIG = """
-from paramshare.data import Curriculum, Grids
-from paramshare.training.config import Config, Model, Penalty
-
-config = Config(
-    Model("spathnet-4-4-2"),
-    Grids(curriculum=Curriculum(6, 0.1, (4,), 80, 7, (), (), ()), validation=0.2),
-    penalty=Penalty(recurrence=0.01),
-    epochs=2,
-    batch_size=28,
-)
-"""
 IMAGES = Config(Model("resnet14"), Digits(train_examples=64), batch_size=28)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> pathlib.Path:
-    """The workdir of a finished run, two epochs of two steps; not to be changed."""
-    from paramshare.cli import main
-
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "config.py").write_text(CONFIG)
-    assert main(["train", str(folder / "config.py"), "--workdir", str(folder / "run")]) == 0
-    return folder / "run"
+def trained(small_run) -> pathlib.Path:
+    return small_run
 
 
 @pytest.fixture(scope="module")
