@@ -6,7 +6,16 @@ from paramshare.measure.similarity import similarity
 from paramshare.models import ModelError
 from paramshare.penalties import PenaltyError, orthogonality, recurrence
 from paramshare.plan import Plan, Rule
-from paramshare.schemes import FilterBasis, Repeat, Ring, SchemeError, Site, Soft, Tied
+from paramshare.schemes import (
+    FilterBasis,
+    Repeat,
+    Ring,
+    SchemeError,
+    Site,
+    Soft,
+    Steerable,
+    Tied,
+)
 from paramshare.shared import Shared, count, decay_mask, share
 from paramshare.transform.batch_statistics import StatisticsError, reestimate
 from paramshare.transform.conversion import ConversionError, bake, convert
@@ -37,6 +46,7 @@ __all__ = [
     "Site",
     "Soft",
     "StatisticsError",
+    "Steerable",
     "Tied",
     "__version__",
     "bake",

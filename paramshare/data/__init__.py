@@ -10,7 +10,17 @@ from paramshare.data.dataset import Dataset, from_arrays
 from paramshare.data.error import DataError
 from paramshare.data.order import epoch_order, train_indices
 from paramshare.data.registry import AnyData, DataConfig, data_config, register, switch
-from paramshare.data.sets import Canvases, Coco, Curriculum, Digits, Grids, Idx, InMemory, Tfds
+from paramshare.data.sets import (
+    Canvases,
+    Coco,
+    Curriculum,
+    Digits,
+    Grids,
+    Idx,
+    InMemory,
+    RotatedDigits,
+    Tfds,
+)
 from paramshare.data.sources import ArraySource, Example, Source, Subset
 
 __all__ = [
@@ -28,6 +38,7 @@ __all__ = [
     "Grids",
     "Idx",
     "InMemory",
+    "RotatedDigits",
     "Source",
     "Subset",
     "Tfds",

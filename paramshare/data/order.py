@@ -13,7 +13,7 @@ import numpy as np
 from paramshare.data.error import DataError
 
 # One stream for each purpose: a held-out split must not follow from the order of an epoch.
-EPOCH, HELD_OUT, CROP, SAMPLE, CANVAS = range(5)
+EPOCH, HELD_OUT, CROP, SAMPLE, CANVAS, TURN = range(6)
 
 
 def raw(count: int, seed: int, purpose: int, *place: int) -> np.ndarray:
@@ -22,7 +22,7 @@ def raw(count: int, seed: int, purpose: int, *place: int) -> np.ndarray:
     Args:
       count: number of draws.
       seed: 0 <= seed < 2**64.
-      purpose: one of EPOCH, HELD_OUT, CROP, SAMPLE, CANVAS.
+      purpose: one of EPOCH, HELD_OUT, CROP, SAMPLE, CANVAS, TURN.
       *place: up to two integers below 2**64, such as (epoch, index). They are the high words of
         Philox's counter, so that streams of different places do not overlap.
 

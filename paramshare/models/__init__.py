@@ -8,6 +8,7 @@ from paramshare.models.path_net import PathNet
 from paramshare.models.resnet import ResNet
 from paramshare.models.resnext import ResNeXt
 from paramshare.models.retinanet import RetinaNet
+from paramshare.models.rot_net import RotNet
 from paramshare.models.several import Heads, Networks
 from paramshare.models.vgg import VGG
 from paramshare.models.wide_resnet import WideResNet
@@ -24,5 +25,6 @@ __all__ = [
     "ResNeXt",
     "ResNet",
     "RetinaNet",
+    "RotNet",
     "WideResNet",
 ]

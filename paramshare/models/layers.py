@@ -29,17 +29,24 @@ def check_form(form: str) -> None:
 
 
 def convolution(
-    features: int, size: int, stride: int = 1, bias: bool = False, **options: Any
+    features: int,
+    size: int,
+    stride: int = 1,
+    bias: bool = False,
+    padding: int | None = None,
+    **options: Any,
 ) -> nn.Conv:
     """A square convolution with symmetric padding, computed by `ops.convolution`.
 
-    `SAME` would pad even sizes by (0, 1) for stride 2, the papers' code pads by (1, 1).
+    The padding is size // 2 by default. `SAME` would pad even sizes by (0, 1) for stride 2, the
+    papers' code pads by (1, 1).
     """
+    pad = size // 2 if padding is None else padding
     return nn.Conv(
         features,
         (size, size),
         (stride, stride),
-        [(size // 2, size // 2)] * 2,
+        [(pad, pad)] * 2,
         use_bias=bias,
         conv_general_dilated_cls=_convolution,
         **options,

@@ -8,6 +8,7 @@ from paramshare.schemes.repetition import Repeat
 from paramshare.schemes.ring import Ring
 from paramshare.schemes.sliced import Sliced
 from paramshare.schemes.soft import Soft
+from paramshare.schemes.steerable import Steerable
 from paramshare.schemes.tied import Tied
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Site",
     "Sliced",
     "Soft",
+    "Steerable",
     "Tied",
     "Weights",
     "cosines",

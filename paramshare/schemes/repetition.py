@@ -53,14 +53,14 @@ class Repeat(Scheme):
 
     The bank is `{site: base}` (one entry for `source`). A site's coefficients are `{"tiles":
     (ro div bo, ri div bi, m), "outputs": (m,), "inputs": (m,)}`, for the tiles and the two
-    remainders, where present; m is 2 (0 for "linear", 6 for "fourier").
+    remainders, where present; m is 2 (0 for "linear", 1 for "scale", 6 for "fourier").
 
     Initialization with "paper": bases are Xavier-uniform, the scalars of n tiles are uniform within
     sqrt(6 / (n + 1)), and those of remainders are uniform in [0, 1]. With "model": bases are normal
     with the standard deviation of their site, beta is as in the paper, and alpha, with a random
-    sign, gives each tile and remainder the site's standard deviation; for "fourier", a_1 does this,
-    a_2 is small and the rest are zero. Plain copies ("linear", or sites of the base's shape) have
-    the base's standard deviation; with `source`, the source's.
+    sign, gives each tile and remainder the site's standard deviation; for "scale", a does this, for
+    "fourier" a_1, while a_2 is small and the rest are zero. Plain copies ("linear", or sites of the
+    base's shape) have the base's standard deviation; with `source`, the source's.
 
     The paper's recipe decays coefficients like all other parameters:
     `Optimizer(decay_coefficients=True)`.
@@ -69,8 +69,9 @@ class Repeat(Scheme):
       like: a Flax module, called with the same inputs as the model.
       base: the shape of every base, in matrix form.
       source: the path of the kernel that the other sites repeat.
-      transform: "swish" (the paper's formula above), "linear" (plain copies, nothing learned), or
-        "fourier" (a_0 + a_1 w + ... + a_5 w^5; named as in the reference code).
+      transform: "swish" (the paper's formula above), "linear" (plain copies, nothing learned),
+        "scale" (a w: every copy is the base up to a learned factor), or "fourier" (a_0 + a_1 w +
+        ... + a_5 w^5). Those but "scale" are named as in the reference code.
       initial: the initialization, as described above.
 
     Raises:

@@ -6,14 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Transform = Literal["swish", "linear", "fourier"]
-PARAMETERS = {"swish": 2, "linear": 0, "fourier": 6}  # scalars for each copy
+Transform = Literal["swish", "linear", "scale", "fourier"]
+PARAMETERS = {"swish": 2, "linear": 0, "scale": 1, "fourier": 6}  # scalars for each copy
 SMALL = 0.03  # of fourier's a_2 w^2 beside a_1 w: enough to make copies differ
 
 
 def identity(name: Transform) -> tuple[float, ...]:
     """The scalars of a plain copy."""
-    return {"swish": (2.0, 0.0), "linear": (), "fourier": (0.0, 1.0, 0.0, 0.0, 0.0, 0.0)}[name]
+    return {
+        "swish": (2.0, 0.0),
+        "linear": (),
+        "scale": (1.0,),
+        "fourier": (0.0, 1.0, 0.0, 0.0, 0.0, 0.0),
+    }[name]
 
 
 def transform(name: Transform, w: jax.Array, scalars: list[jax.Array]) -> jax.Array:
@@ -21,6 +26,8 @@ def transform(name: Transform, w: jax.Array, scalars: list[jax.Array]) -> jax.Ar
     if name == "swish":
         alpha, beta = scalars
         return alpha * w * jax.nn.sigmoid(-beta * w)
+    if name == "scale":
+        return scalars[0] * w
     power, total = jnp.ones_like(w), jnp.zeros_like(w)
     for a in scalars:
         total, power = total + a * power, power * w
@@ -47,6 +54,8 @@ def neutral(
     """
     sign_key, key = jax.random.split(key)
     sign = jax.random.rademacher(sign_key, zeros.shape[:-1], zeros.dtype)
+    if name == "scale":
+        return (after / before) * sign[..., None]
     if name == "fourier":
         a_2 = SMALL * after / before**2 * jax.random.normal(key, zeros.shape[:-1], zeros.dtype)
         return zeros.at[..., 1].set(sign * after / before).at[..., 2].set(a_2)

@@ -1,4 +1,4 @@
-"""Augmentation inside the jitted step: flips, shifts, colours, zooms and Cutout.
+"""Augmentation inside the jitted step: flips, turns, shifts, colours, zooms and Cutout.
 
 What is random is drawn first (`draw`), then applied by pure functions to images (`apply`) and to
 points in them (`move`), so that a task can change image and label together.
@@ -23,7 +23,9 @@ class AugmentError(ParamshareError):
 
 @checked_dataclass(AugmentError)
 class Augment:
-    """How training batches are augmented, in this order. Everything is off by default.
+    """How training batches are augmented. Everything is off by default.
+
+    In this order: flip, turn, crop, colours, zoom, Cutout.
 
     Raises:
       AugmentError: if a value has the wrong type or is negative.
@@ -47,6 +49,9 @@ class Augment:
     zoom: tuple[Factor, Factor] = (1.0, 1.0)
     """Resize the content of each image by a random factor from this range and put it in a random
     place: a crop if the factor is above 1, else a smaller image on zeros; 1 1 for none."""
+    turn: Annotated[float, pydantic.Field(ge=0, le=180)] = 0.0
+    """Turn each image by a random angle between minus and plus this, in degrees; what comes from
+    outside the image is black. 180 for any angle, 0 for none."""
 
     def __post_init__(self) -> None:
         if self.zoom[0] > self.zoom[1]:
@@ -90,6 +95,8 @@ class Draws(NamedTuple):
     """Factor by which each image is resized."""
     corner_Bx2: jax.Array | None = None
     """Where its top left corner goes (row, column), in pixels; negative if it is cropped."""
+    angle_B: jax.Array | None = None
+    """Angle by which each image is turned counterclockwise, in degrees."""
 
 
 def draw(
@@ -115,7 +122,7 @@ def draw(
     example_keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)
     # Each operation has its own key: turning one on does not change the others.
     keys = jax.vmap(lambda example_key: jax.random.split(example_key, 3))(example_keys)
-    mirrored = offset = centre = colour = factor = corner = None
+    mirrored = offset = centre = colour = factor = corner = angle = None
     if config.flip:
         mirrored = jax.vmap(jax.random.bernoulli)(keys[:, 0])
     if config.pad_crop:
@@ -141,7 +148,12 @@ def draw(
         factor = jnp.exp(low + uniform[:, 0] * (high - low))
         size = jnp.array([height, width], jnp.float32)
         corner = uniform[:, 1:] * (1 - factor[:, None]) * size[None]
-    return Draws(mirrored, offset, centre, colour, factor, corner)
+    if config.turn:
+        low, high = -config.turn, config.turn
+        angle = jax.vmap(
+            lambda k: jax.random.uniform(jax.random.fold_in(k, 5), minval=low, maxval=high)
+        )(example_keys)
+    return Draws(mirrored, offset, centre, colour, factor, corner, angle)
 
 
 def apply(
@@ -175,6 +187,8 @@ def apply(
     image = image_BxHxWxC
     if draws.mirrored_B is not None:
         image = flip(image, draws.mirrored_B)
+    if draws.angle_B is not None:
+        image = turn(image, draws.angle_B)
     if draws.offset_Bx2 is not None:
         image = shift(image, draws.offset_Bx2, config.pad_crop)
     if draws.colour_Bx3 is not None:
@@ -187,14 +201,14 @@ def apply(
     return image
 
 
-def move(draws: Draws, point_BxPx2: jax.Array, config: Augment, width: int) -> jax.Array:
+def move(draws: Draws, point_BxPx2: jax.Array, config: Augment, size: tuple[int, ...]) -> jax.Array:
     """Where `apply` puts points of the images.
 
     Args:
       draws: as `draw` returns them.
-      point_BxPx2: (x, y) in pixels; the left edge of the image is at 0, the right one at `width`.
+      point_BxPx2: (x, y) in pixels; the left edge of the image is at 0, the right one at its width.
       config: the augmentation.
-      width: width of the images.
+      size: height and width of the images.
 
     Returns:
       (B, P, 2), which may be outside the image.
@@ -202,12 +216,17 @@ def move(draws: Draws, point_BxPx2: jax.Array, config: Augment, width: int) -> j
     Example:
       >>> config = Augment(flip=True)
       >>> draws = Draws(jnp.array([True]), None, None)
-      >>> move(draws, jnp.array([[[1.0, 5.0]]]), config, width=8).tolist()
+      >>> move(draws, jnp.array([[[1.0, 5.0]]]), config, size=(8, 8)).tolist()
       [[[7.0, 5.0]]]
     """
-    x, y = point_BxPx2[..., 0], point_BxPx2[..., 1]
+    (height, width), (x, y) = size, (point_BxPx2[..., 0], point_BxPx2[..., 1])
     if draws.mirrored_B is not None:
         x = jnp.where(draws.mirrored_B[:, None], width - x, x)
+    if draws.angle_B is not None:
+        angle = jnp.deg2rad(draws.angle_B)[:, None]
+        x, y = x - width / 2, y - height / 2
+        x, y = x * jnp.cos(angle) + y * jnp.sin(angle), y * jnp.cos(angle) - x * jnp.sin(angle)
+        x, y = x + width / 2, y + height / 2
     if draws.offset_Bx2 is not None:
         moved = (config.pad_crop - draws.offset_Bx2).astype(x.dtype)
         x, y = x + moved[:, 1:], y + moved[:, :1]
@@ -226,6 +245,44 @@ def flip(x_BxHxW: jax.Array, mirrored_B: jax.Array) -> jax.Array:
     """
     mirrored = mirrored_B.reshape(-1, *(1,) * (x_BxHxW.ndim - 1))
     return jnp.where(mirrored, x_BxHxW[:, :, ::-1], x_BxHxW)
+
+
+FINER = 3  # images are turned at this many times their resolution
+
+
+def turn(image_BxHxWxC: jax.Array, angle_B: jax.Array) -> jax.Array:
+    """Turns images counterclockwise around their centres, by angles in degrees; 0 around.
+
+    Images are enlarged three times, turned, and reduced again, each bilinearly: turning alone would
+    blur them.
+
+    Returns:
+      (B, H, W, C) float32.
+
+    Example:
+      >>> x = jnp.array([[[1.0, 2.0], [3.0, 4.0]]])[..., None]
+      >>> jnp.round(turn(x, jnp.array([90.0]))[0, :, :, 0], 4).tolist()
+      [[2.0, 4.0], [1.0, 3.0]]
+    """
+    B, H, W, C = image_BxHxWxC.shape
+    large = jax.image.resize(
+        image_BxHxWxC.astype(jnp.float32), (B, FINER * H, FINER * W, C), "linear"
+    )
+    row, column = ((size - 1) / 2 for size in large.shape[1:3])
+    y, x = np.mgrid[: FINER * H, : FINER * W].astype(np.float32)
+    y, x = y - np.float32(row), x - np.float32(column)
+
+    def one(image: jax.Array, angle: jax.Array) -> jax.Array:
+        cos, sin = jnp.cos(jnp.deg2rad(angle)), jnp.sin(jnp.deg2rad(angle))
+        places = [y * cos + x * sin + row, x * cos - y * sin + column]
+        return jax.vmap(
+            lambda channel: jax.scipy.ndimage.map_coordinates(channel, places, order=1),
+            in_axes=-1,
+            out_axes=-1,
+        )(image)
+
+    turned = jax.vmap(one)(large, angle_B)
+    return jax.image.resize(turned, image_BxHxWxC.shape, "linear")
 
 
 def shift(image_BxHxWxC: jax.Array, offset_Bx2: jax.Array, pad: int) -> jax.Array:

@@ -163,7 +163,7 @@ class Detection(Task):
         self, draws: Draws, labels: Any, config: Augment, shape: tuple[int, ...]
     ) -> Any:
         """Moves boxes with their images; those that leave the image are dropped."""
-        corners = move(draws, labels["box"].reshape(shape[0], -1, 2), config, shape[2])
+        corners = move(draws, labels["box"].reshape(shape[0], -1, 2), config, shape[1:3])
         points = corners.reshape(*labels["box"].shape[:-1], 2, 2)
         moved = jnp.concatenate([points.min(axis=-2), points.max(axis=-2)], axis=-1)
         visible = boxes.clip(moved, *shape[1:3])

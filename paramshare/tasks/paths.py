@@ -66,7 +66,7 @@ class Paths(Task):
     def check_augment(self, config: Augment, input_shape: tuple[int, ...]) -> None:
         """Refuses what would cut a path off: only flips keep a problem and its answer together."""
         super().check_augment(config, input_shape)
-        for name in ("pad_crop", "cutout", "colour", "zoom"):
+        for name in ("turn", "pad_crop", "cutout", "colour", "zoom"):
             default = getattr(Augment(), name)
             if getattr(config, name) != default:
                 raise AugmentError(

@@ -237,7 +237,7 @@ class Pose(Task):
 
         Labels in pixels of the original image stay as they are.
         """
-        joint, visible = move(draws, labels["joint"], config, shape[2]), labels["visible"]
+        joint, visible = move(draws, labels["joint"], config, shape[1:3]), labels["visible"]
         if draws.mirrored_B is not None:
             other = jnp.array(self.mirrored)
             swapped = draws.mirrored_B[:, None]

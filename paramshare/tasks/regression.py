@@ -30,7 +30,8 @@ class Regression(Task):
       scale: typical deviation of each label from `mean`; one number for all, or one per value.
       point: whether the two values are a point (x, y) in pixels of the input. It moves with images
         that are augmented, and `predict` gives it in pixels of the picture.
-      invariant: whether the values stay the same when an image is mirrored, shifted or zoomed.
+      invariant: whether the values stay the same when an image is mirrored, turned, shifted or
+        zoomed.
         Otherwise training refuses such augmentation.
 
     Raises:
@@ -119,7 +120,7 @@ class Regression(Task):
         super().check_augment(config, input_shape)
         if self.invariant or self.point:
             return
-        for field in ("flip", "pad_crop", "zoom"):
+        for field in ("flip", "turn", "pad_crop", "zoom"):
             value = getattr(config, field)
             if value != getattr(Augment(), field):
                 raise AugmentError(
@@ -134,7 +135,7 @@ class Regression(Task):
         """Moves a point with its image; other values stay as they are."""
         if not self.point:
             return labels
-        return move(draws, labels[:, None], config, shape[2])[:, 0]
+        return move(draws, labels[:, None], config, shape[1:3])[:, 0]
 
     def losses(self, outputs: Any, labels: Any, *, train: bool) -> dict[str, jax.Array]:
         """Huber's loss, in float32."""

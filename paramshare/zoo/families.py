@@ -12,6 +12,7 @@ from paramshare.zoo.basis import (
 )
 from paramshare.zoo.detection import detectors
 from paramshare.zoo.family import (
+    DIGITS,
     FORM_OPTIONS,
     GRID,
     LARGE,
@@ -32,11 +33,19 @@ from paramshare.zoo.residual import (
     resnet,
 )
 from paramshare.zoo.ring import ring_resnet
+from paramshare.zoo.rotation import (
+    equivariant_rot_net,
+    repeated_rot_net,
+    ring_rot_net,
+    rot_net,
+    wide_rot_net,
+)
 from paramshare.zoo.several import networks_for_tasks
 from paramshare.zoo.wide import soft_wide_bottleneck, soft_wide_resnet, wide_bottleneck
 
 imagenet = partial(Family, input_shape=LARGE, options=STEM_OPTIONS)
 with_form = partial(Family, input_shape=LARGE, options=FORM_OPTIONS)
+on_digits = partial(Family, input_shape=DIGITS)
 on_grids = partial(Family, input_shape=GRID, num_classes=1)
 
 BASES = "shared per stage: s shared and u unique filters in the first, doubling every stage"
@@ -236,6 +245,48 @@ CLASSIFIERS = (
     ),
 )
 
+ROTATION_NETWORKS = (
+    on_digits(
+        "rotnet", "six convolutions for rotated digits of 29x29", ("rotnet",), plain(rot_net)
+    ),
+    on_digits(
+        "rotnet-c{order}",
+        "rotnet with steerable kernels: equivariant to the rotations of C4, C8 or C16",
+        ("rotnet-c4", "rotnet-c8", "rotnet-c16"),
+        equivariant_rot_net,
+    ),
+    on_digits(
+        "rotnet-c{order}-repeat",
+        "rotnet as wide as the equivariant one; kernels repeat the baseline's by learned scalars",
+        ("rotnet-c4-repeat", "rotnet-c8-repeat", "rotnet-c16-repeat"),
+        repeated_rot_net,
+    ),
+    on_digits(
+        "rotnet-c{order}-scaled",
+        "rotnet as wide as the equivariant one; kernels are scaled copies of the baseline's",
+        ("rotnet-c4-scaled",),
+        partial(repeated_rot_net, transform="scale"),
+    ),
+    on_digits(
+        "rotnet-c{order}-tiled",
+        "rotnet as wide as the equivariant one; kernels are plain copies of the baseline's",
+        ("rotnet-c4-tiled",),
+        partial(repeated_rot_net, transform="linear"),
+    ),
+    on_digits(
+        "rotnet-c{order}-rpg",
+        "rotnet as wide as the equivariant one; one ring of the baseline's size makes all kernels",
+        ("rotnet-c4-rpg",),
+        ring_rot_net,
+    ),
+    on_digits(
+        "rotnet-c{order}-wide",
+        "plain rotnet as wide as the equivariant one",
+        ("rotnet-c4-wide",),
+        plain(wide_rot_net),
+    ),
+)
+
 GRID_NETWORKS = (
     on_grids(
         "pathnet-{depth}-{width}",
@@ -269,5 +320,6 @@ FAMILIES = (
     *detectors(CLASSIFIERS),
     *pose_networks(),
     *networks_for_tasks(CLASSIFIERS),
+    *ROTATION_NETWORKS,
     *GRID_NETWORKS,
 )

@@ -12,7 +12,7 @@ from paramshare.plan import Plan
 
 Network = tuple[nn.Module, Plan | None]
 
-SMALL, LARGE, GRID = (32, 32, 3), (224, 224, 3), (32, 32, 2)
+SMALL, LARGE, GRID, DIGITS = (32, 32, 3), (224, 224, 3), (32, 32, 2), (29, 29, 1)
 OPTIONS = ("dtype", "axis_name")
 STEM_OPTIONS = (*OPTIONS, "stem")
 DETECTOR_OPTIONS = (*STEM_OPTIONS, "coarsest")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from paramshare import FilterBasis, Repeat, Ring, Site, Soft, Tied
+from paramshare import FilterBasis, Repeat, Ring, Site, Soft, Steerable, Tied
 from paramshare.schemes import Scheme, Weights
 from paramshare.schemes.interface import bank_dtype
 
@@ -168,6 +168,8 @@ def repeated_square(transform: str, base: tuple[int, ...], shape: tuple[int, ...
         return largest**2 / 3
     if remainder:
         return math.nan
+    if transform == "scale":
+        return 2 / (tiles + 1) * largest**2 / 3
     if transform == "fourier":  # sum of E[a^2] E[w^2m], m = 0 .. 5
         return 2 / (tiles + 1) * sum(largest ** (2 * m) / (2 * m + 1) for m in range(6))
     nodes, weights = np.polynomial.legendre.leggauss(20)  # smooth: exact to the last digits
@@ -215,6 +217,13 @@ def low_rank(rank: int, number: int, shape: tuple[int, ...]) -> Case:
 
     trainable = rank * (math.prod(shape[:-1]) + number * shape[-1])
     return Case(LowRank(rank), sites(*[shape] * number), trainable, 1.0, tail)
+
+
+def steerable(order: int, *shapes: tuple[int, ...], functions: int, **options: Any) -> Case:
+    """`functions` is the number of circular harmonics that the kernels are made of."""
+    scheme = Steerable(order, initial="paper", **options)
+    pairs = sum(math.prod(shape[2:]) for shape in shapes) // order  # N^2 kernels from N F numbers
+    return Case(scheme, sites(*shapes), functions * pairs, 1 / 2, least_squares)
 
 
 SMALL = Repeat(like=nn.Dense(1)).bind(
@@ -313,6 +322,16 @@ CASES = [
         out_axes=(2,),
     ),
     low_rank(3, 4, CONV),
+    repeat(Repeat(base=(2, 3), transform="scale"), (2, 3), (2, 3), (4, 6), scalars=4),
+    steerable(4, (3, 3, 4, 8), (3, 3, 8, 4), functions=1 + 5),
+    steerable(8, (5, 5, 3, 8), functions=1 + 5 + 5, lifting=True),
+    steerable(3, (5, 5, 3, 6), functions=1 + 3 + 3, frequencies=(0, 1, 1)),
+    with_axes(
+        steerable(2, (3, 3, 4, 6), functions=1 + 5),
+        (4, 3, 2, 3, 3),
+        in_axes=(0,),
+        out_axes=(2, 3),
+    ),
 ]
 
 

@@ -2,12 +2,15 @@
 
 import functools
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from paramshare.data import order
+from paramshare.data.rotation import rotated
 from paramshare.tasks import Augment, AugmentError, Classification, augment, normalise
 from paramshare.tasks.augment import apply, draw
 
@@ -189,6 +192,46 @@ def test_a_zoom_is_the_resized_image():
     twice = augment.zoom(jnp.asarray(image), jnp.array([2.0]), jnp.array([[-5.0, -4.0]]))
     assert np.asarray(twice)[0, 4:10, 5:11, 0].min() == 1  # inner pixels of rows 3-11, columns 4-12
     assert float(jnp.sum(twice)) == pytest.approx(64, rel=0.01)
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 6), (7, 7), (6, 9)])
+def test_half_and_quarter_turns_are_exact_up_to_smoothing(height, width):
+    """The interpolation is symmetric: what it does to an image, it does to the turned one."""
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.uniform(0, 255, (2, height, width, 2)), jnp.float32)
+    still = augment.turn(image, jnp.zeros(2))
+    turned = augment.turn(image, jnp.array([180.0, -180.0]))
+    np.testing.assert_allclose(turned, still[:, ::-1, ::-1], atol=2e-2)
+    if height == width:
+        turned = augment.turn(image, jnp.array([90.0, -90.0]))
+        np.testing.assert_allclose(turned[0], np.rot90(still[0]), atol=2e-2)
+        np.testing.assert_allclose(turned[1], np.rot90(still[1], -1), atol=2e-2)
+    assert float(jnp.abs(still - image).max()) < 120  # neighbours blend, and nothing else
+
+
+def test_turns_are_as_pillow_makes_them():
+    """A smooth blob away from the border, by Pillow's enlarging, turning and reducing."""
+    y, x = np.mgrid[:28, :28]
+    blob = (200 * np.exp(-((x - 17) ** 2 + (y - 11) ** 2) / 12)).astype(np.uint8)
+    for degrees in (-70.0, 33.0, 145.0):
+        with mock.patch.object(order, "raw", lambda *_, d=degrees: draw_of(d / 180)):
+            expected, angle = rotated(blob[None], 180, 29, 0, 0, [0])
+        assert angle[0] == pytest.approx(degrees)
+        padded = jnp.pad(blob, ((0, 1), (0, 1)))[None, ..., None]
+        turned = augment.turn(padded, jnp.array(angle, jnp.float32))
+        np.testing.assert_allclose(turned, expected, atol=1.0)
+
+
+def draw_of(uniform):
+    """The raw draw behind a number in [-1, 1)."""
+    return np.array([int((uniform + 1) / 2 * 2.0**53) << 11], np.uint64)
+
+
+def test_angles_fill_their_range():
+    config = Augment(turn=30)
+    angle = np.asarray(draw(KEY, config, (500, 8, 8, 1)).angle_B)
+    assert -30 <= angle.min() < -28 and 28 < angle.max() <= 30
+    assert abs(angle.mean()) < 4  # five standard errors
 
 
 def test_zoom_factors_must_rise():

@@ -169,7 +169,7 @@ def test_image_and_label_are_mirrored_together(problems):
     np.testing.assert_array_equal(labels, solved)
 
 
-@pytest.mark.parametrize("options", [{"pad_crop": 1}, {"cutout": 2}], ids=str)
+@pytest.mark.parametrize("options", [{"pad_crop": 1}, {"cutout": 2}, {"turn": 90}], ids=str)
 def test_augmentation_that_cuts_paths_is_refused(options):
     with pytest.raises(AugmentError, match="has a label for each cell"):
         Paths().check_augment(Augment(**options), (12, 12, 2))

@@ -71,7 +71,10 @@ def test_regression_refuses_labels_that_are_not_finite():
         PLACE.check_labels(np.array([[0, 0], [np.inf, 0]], np.float32), SHAPE)
 
 
-@pytest.mark.parametrize("config", [Augment(flip=True), Augment(pad_crop=2), Augment(zoom=(1, 2))])
+@pytest.mark.parametrize(
+    "config",
+    [Augment(flip=True), Augment(pad_crop=2), Augment(zoom=(1, 2)), Augment(turn=5)],
+)
 def test_augmentation_that_may_change_the_values_is_refused(config):
     with pytest.raises(AugmentError, match="it may change x, y"):
         PLACE.check_augment(config, SHAPE)
@@ -149,12 +152,12 @@ def test_a_tasks_own_label_smoothing_is_not_replaced():
 
 def test_points_move_with_the_image_and_are_given_in_pixels_of_the_picture():
     point = Regression(("x", "y"), mean=4.0, scale=4.0, point=True)
-    config, shape = Augment(flip=True, zoom=(0.5, 2)), (6, *SHAPE)
+    config, shape = Augment(flip=True, turn=90, zoom=(0.5, 2)), (6, *SHAPE)
     draws = draw(jax.random.key(0), config, shape)
     labels = jnp.asarray(RNG.uniform(0, 8, (6, 2)), jnp.float32)
     point.check_augment(config, SHAPE)
     moved = point.move_labels(draws, labels, config, shape)
-    np.testing.assert_array_equal(moved, move(draws, labels[:, None], config, 8)[:, 0])
+    np.testing.assert_array_equal(moved, move(draws, labels[:, None], config, (8, 8))[:, 0])
     np.testing.assert_array_equal(PLACE.move_labels(draws, labels, config, shape), labels)
     shown = point.describe(np.array([2.0, 3.0]), lambda p: 10 * p + 1)
     assert shown == {"x": 21, "y": 31}

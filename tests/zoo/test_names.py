@@ -71,6 +71,8 @@ def test_all_names_are_listed_once_in_order():
         ("resnext50-s64u3", "resnext50-s64u3: .*multiple of 4"),
         ("rep-vgg-11", "rep-vgg-4 to rep-vgg-10.*got 11"),
         ("vgg3", "vgg3: the depth .*got 3"),
+        ("rotnet-c5", "rotnet-c5: the group of a rotnet must be c4, c8 or c16; got c5"),
+        ("rotnet-c2-repeat", "got c2"),
         ("pathnet-4-8-loop-5", "pathnet-4-8-loop-5: .* 1 to 4; got 5"),
         ("pathnet-4-8-loop-0", "got 0"),
         ("pathnet-4-0", "pathnet-4-0: .*at least 1; got depth=4, width=0"),
@@ -102,6 +104,7 @@ def test_illegal_names(name, message):
         ("vgg4", {"input_shape": 5}, "input_shape=5"),
         ("vgg4", {"input_shape": ("a", 1, 2)}, "input_shape="),
         ("vgg11", {"input_shape": (8, 8, 1)}, "vgg11: images of 8x8 are too small"),
+        ("rotnet", {"input_shape": (23, 29, 1)}, "rotnet: images are 23x29; .*at least 24 pixels"),
         ("vgg4", {"dtype": "foo"}, "vgg4: .*foo"),
         (
             "vgg4",

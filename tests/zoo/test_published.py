@@ -86,6 +86,14 @@ COUNTS = {
         "resnet18-x1-repeat": 11_694_248,
         "resnet18-x2-repeat": 12_225_088,
         "resnet18-x4-repeat": 13_278_328,
+        # Rotated digits: the baseline, the repeated and the equivariant networks.
+        "rotnet": 340_309,
+        "rotnet-c4-repeat": 352_987,
+        "rotnet-c8-repeat": 360_963,
+        "rotnet-c16-repeat": 372_179,
+        "rotnet-c4": 304_154,
+        "rotnet-c8": 305_098,
+        "rotnet-c16": 301_746,
         # Rings: one convolution layer's worth of parameters, and what is not shared.
         "resnet18-rpg": 2_891_304,
         "resnet34-rpg": 2_898_728,
@@ -163,7 +171,9 @@ def test_named_network(network, images, name):
         per_cell = "pathnet" in name
         assert trace.outputs == ((1, *shape[:2]) if per_cell else (1, classes), jnp.float32)
     assert trace.collections == {"params", "batch_stats"}
-    promises = re.search(r"^s|-s\d+u|-shared|-rpg|^rep-|-repeat|-loop-|-towers|-tied", name)
+    promises = re.search(
+        r"^s|-s\d+u|-shared|-rpg|^rep-|-repeat|-loop-|-towers|-tied|rotnet-c\d+(?!-wide)", name
+    )
     assert isinstance(trace.model, Shared) == (bool(promises) and "-s0u" not in name)
     if isinstance(trace.model, Shared):
         assert trace.model.layout.plain == trace.plain

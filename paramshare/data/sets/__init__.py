@@ -6,6 +6,17 @@ from paramshare.data.sets.coco import Coco
 from paramshare.data.sets.digits import Digits
 from paramshare.data.sets.grids import Curriculum, Grids
 from paramshare.data.sets.idx import Idx
+from paramshare.data.sets.rotated_digits import RotatedDigits
 from paramshare.data.sets.tfds import Tfds
 
-__all__ = ["Canvases", "Coco", "Curriculum", "Digits", "Grids", "Idx", "InMemory", "Tfds"]
+__all__ = [
+    "Canvases",
+    "Coco",
+    "Curriculum",
+    "Digits",
+    "Grids",
+    "Idx",
+    "InMemory",
+    "RotatedDigits",
+    "Tfds",
+]

@@ -8,10 +8,9 @@ from paramshare.data import statistics
 from paramshare.data.canvases import Drawing
 from paramshare.data.dataset import Dataset
 from paramshare.data.detector import DetectorOptions
-from paramshare.data.error import DataError
 from paramshare.data.registry import DataConfig, register
-from paramshare.data.sets.digits import Digits
-from paramshare.data.sets.idx import Folder, Idx
+from paramshare.data.sets.grey_digits import grey_digits
+from paramshare.data.sets.idx import Folder
 from paramshare.data.sources import ArraySource
 from paramshare.tasks import Classification, Regression, Several, Task
 from paramshare.tasks.config import Count, Fraction
@@ -24,7 +23,8 @@ class Canvases(DataConfig):
     """Several digits on a canvas, with boxes and classes; or one, with class, place and angle.
 
     The digits are scikit-learn's, 8x8, or those of a folder of IDX files such as MNIST's. Digits of
-    test canvases are test digits; validation canvases have digits of the training part.
+    test canvases are test digits; validation canvases have digits of the training part. Of an .npz
+    file every fifth digit is a test digit.
     """
 
     name: str = "canvases"
@@ -32,7 +32,8 @@ class Canvases(DataConfig):
     """What to predict: the boxes and classes of all digits; or the class (`digit`), the centre in
     pixels (`place`) and the angle in degrees (`angle`) of one turned digit, as several tasks."""
     path: Folder = None
-    """Folder of four IDX files; stored as an absolute path. None for the digits of scikit-learn."""
+    """Folder of four IDX files, or an .npz file of `image` and `label`; stored as an absolute path.
+    None for the digits of scikit-learn."""
     data_dir: str | None = None
     """Where tensorflow-datasets keeps the prepared digits; None for ~/tensorflow_datasets."""
     examples: Count = 2000
@@ -58,12 +59,11 @@ class Canvases(DataConfig):
     def load(self, seed: int = 0) -> Dataset:
         """The canvases, drawn in some seconds. They do not depend on the seed."""
         del seed
-        digits, classes = self._digits()
+        digits, classes = grey_digits(self.path, self.data_dir)
         count = max(1, round(self.validation * self.examples)) if self.validation else 0
 
         def part(name: str, count: int) -> ArraySource:
-            source = digits["test" if name == "test" else "train"]
-            image, label = source.input[..., 0], source.label
+            image, label = digits["test" if name == "test" else "train"]
             seed = PARTS.index(name)
             images, labels, angle = self.drawing.draw(image, label, seed, range(count))
             return ArraySource(images, self._labels(labels, angle))
@@ -99,17 +99,3 @@ class Canvases(DataConfig):
                 "place": Regression(("x", "y"), mean=half, scale=half, point=True),
             }
         )
-
-    def _digits(self) -> tuple[dict[str, ArraySource], int]:
-        """Training and test digits, and their number of classes."""
-        options = {"data_dir": self.data_dir, "validation": 0.0}
-        data = (Idx(path=self.path, **options) if self.path else Digits(**options)).load()
-        parts = {"train": data.train, "test": data.test}
-        held = {name: part for name, part in parts.items() if isinstance(part, ArraySource)}
-        if len(held) < 2 or data.input_shape[2] != 1:
-            raise DataError(
-                f"the images of {self.path!r} have shape {data.input_shape}; canvases need grey "
-                "images that fit into memory: pass another folder"
-            )
-        assert isinstance(data.task, Classification)
-        return held, data.task.num_classes
