@@ -15,7 +15,9 @@ import pytest
 from paramshare.cli import run_command
 from paramshare.data.grid_problems import smallest_window
 from paramshare.data.sets.grids import fixed_set
+from paramshare.tasks import Measure
 from paramshare.training.config import ConfigError, load_file
+from paramshare.training.result import Evaluation, Result
 
 STUDIES = pathlib.Path(__file__).parents[1] / "experiments" / "studies"
 
@@ -88,6 +90,69 @@ def test_networks_are_folded_on_any_task(grids, tmp_path, monkeypatch):
         assert record["banks"][0]["groups"] == [0, 0] and "tuned" in record
         assert record["after"] == pytest.approx(record["before"], abs=1e-6)
     assert "F1 before" in (out / "table.md").read_text()
+
+
+ROTATED = """
+from paramshare.data import RotatedDigits
+from paramshare.training.config import Config, Model
+
+config = Config(model=Model("rotnet"), data=RotatedDigits(examples=4, tests=2))
+"""
+
+
+def test_gains_of_rotated_digits_are_shared_out(tmp_path, monkeypatch, capsys):
+    """Scores of networks that are not trained here; the tables and the picture are real."""
+    (tmp_path / "config.py").write_text(ROTATED)
+    out = tmp_path / "out"
+    out.mkdir()
+    args = (tmp_path / "config.py", "--groups", "4", "--arms", "repeat", "--out", out)
+    module = study("rotated_digits", monkeypatch, *args, "--seeds", "0", "1", "2")
+    scores = {
+        "rotnet": (0.80, 0.81, 0.82),
+        "rotnet-c4": (0.90, 0.91, 0.91),
+        "rotnet-c4-repeat": (0.84, 0.85, 0.85),
+    }
+    trained, accuracy = {}, Measure("accuracy", "accuracy", "acc")
+
+    def run(configs: Any, seeds: Any, folder: pathlib.Path) -> Any:
+        assert folder == out and list(seeds) == [0, 1, 2]
+        trained.update({name: config.model.name for name, config in configs.items()})
+
+        def result(name: str, score: float) -> Result:
+            last = Evaluation(0.1, 100, {"accuracy": score})
+            return Result(name, "rotated_digits", {"trainable": 5}, 1, 2, accuracy, last)
+
+        return {name: [result(name, score) for score in scores[name]] for name in configs}
+
+    monkeypatch.setattr(module["sweep"], "run", run)
+    module["main"]()
+    assert trained == {name: name for name in scores}
+    text = (out / "table.md").read_text()
+    assert "| plain baseline | `rotnet` | 5 | 81.00% ± 2.48% | 80.00%, 81.00%, 82.00% |" in text
+    gain, own = [0.10, 0.10, 0.09], [0.04, 0.04, 0.03]
+    low, high = module["fieller"](own, gain)
+    assert f"| {np.mean(own) / np.mean(gain):.2f} ({low:.2f} to {high:.2f}) |" in text
+    assert (out / "rotated_digits.png").read_bytes()[:4] == b"\x89PNG"
+    assert text.strip() in capsys.readouterr().out
+
+
+def test_intervals_of_ratios_cover_as_often_as_they_say(monkeypatch):
+    """For normal values with a common part, as differences from one baseline have."""
+    fieller = study("rotated_digits", monkeypatch)["fieller"]
+    rng = np.random.default_rng(0)
+    hits, trials = 0, 2000
+    for baseline, first, second in rng.normal(0, 0.3, (trials, 3, 5)):
+        limits = fieller(1 + first - baseline, 3 + second - baseline)
+        hits += limits is None or limits[0] <= 1 / 3 <= limits[1]
+    assert abs(hits / trials - 0.95) < 0.015  # three standard errors
+    assert fieller([1.0, 2.0], [0.1, -0.1]) is None  # the gain may be 0: any ratio may be
+
+
+def test_unknown_arms_of_rotated_digits_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "config.py").write_text(ROTATED)
+    args = (tmp_path / "config.py", "--arms", "gan", "--out", tmp_path / "out")
+    with pytest.raises(ConfigError, match="--arms has gan; the arms are repeat"):
+        study("rotated_digits", monkeypatch, *args)["main"]()
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def rotated(
       >>> digit = np.zeros((1, 28, 28), np.uint8)
       >>> digit[:, 4:24, 12:16] = 255
       >>> image, angle = rotated(digit, 180, 29, seed=0, part=0, indices=[7])
-      >>> image.shape, -180 <= angle[0] <= 180
+      >>> image.shape, bool(-180 <= angle[0] <= 180)
       ((1, 29, 29, 1), True)
     """
     pil = require("PIL.Image", "pillow", "rotated digits")

@@ -260,9 +260,10 @@ def turn(image_BxHxWxC: jax.Array, angle_B: jax.Array) -> jax.Array:
       (B, H, W, C) float32.
 
     Example:
-      >>> x = jnp.array([[[1.0, 2.0], [3.0, 4.0]]])[..., None]
-      >>> jnp.round(turn(x, jnp.array([90.0]))[0, :, :, 0], 4).tolist()
-      [[2.0, 4.0], [1.0, 3.0]]
+      >>> x = jnp.zeros((1, 5, 5, 1)).at[0, 2, 4].set(1)  # at the right edge
+      >>> top, left = jnp.argwhere(turn(x, jnp.array([90.0]))[0, :, :, 0] > 0.5)[0].tolist()
+      >>> top, left
+      (0, 2)
     """
     B, H, W, C = image_BxHxWxC.shape
     large = jax.image.resize(

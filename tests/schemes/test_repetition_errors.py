@@ -106,7 +106,7 @@ ARGUMENTS = {
     "source is no path": ({"source": 3}, "source=3"),
     "unknown transform": (
         {"base": (2, 2), "transform": "sigmoid"},
-        "transform='sigmoid'.*'swish', 'linear', 'fourier'",
+        "transform='sigmoid'.*'swish', 'linear', 'scale', 'fourier'",
     ),
     "no transform": ({"base": (2, 2), "transform": None}, "transform=None"),
     "unknown initial": ({"base": (2, 2), "initial": "xavier"}, "initial='xavier'"),

@@ -1,0 +1,23 @@
+"""Rotated digits on a small budget: 2,000 images to train on, 10,000 to test, 8 epochs.
+
+Command   paramshare train experiments/recipes/rotated_digits_small.py --workdir runs/rotated
+          digits of MNIST: --data.path FOLDER_OR_FILE, a folder of its four files or an .npz file
+          of image and label; without a path, scikit-learn's digits, enlarged
+Time      not measured yet
+Result    not measured yet
+Source    rotated_digits.py, shortened: the learning rate drops from the third epoch on
+"""
+
+from paramshare.data import RotatedDigits
+from paramshare.tasks import Augment
+from paramshare.training.config import Config, Model, Optimizer, Schedule
+
+config = Config(
+    model=Model("rotnet-c4"),
+    data=RotatedDigits(examples=2000, tests=10_000, validation=0.0),
+    augment=Augment(turn=180),
+    optimizer=Optimizer("adam", learning_rate=1e-3, weight_decay=1e-7, decay_coefficients=True),
+    schedule=Schedule("step", milestones=(3, 4, 5, 6, 7), factor=0.6),
+    epochs=8,
+    batch_size=64,
+)
