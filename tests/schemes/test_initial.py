@@ -21,10 +21,11 @@ from paramshare import (
     SchemeError,
     Site,
     Soft,
+    Steerable,
     Tied,
     parameters,
 )
-from paramshare.schemes.repetition_transform import neutral, transform
+from paramshare.schemes.repetition_transform import PARAMETERS, neutral, transform
 
 IDS = jax.ShapeDtypeStruct((1, 4), jnp.int32)
 
@@ -76,6 +77,7 @@ SCHEMES = {
     "tied, orthonormal": (Tied(orthonormal=True), ("dense", "depthwise")),
     "ring": (Ring(500), ("dense", "embed", "dhk")),
     "repeat with remainders": (Repeat(like=Net(12)), ("conv", "dhk")),
+    "steerable": (Steerable(4), ("conv",)),
     "repeat a polynomial": (Repeat(like=Net(8), transform="fourier"), ("dense", "depthwise")),
 }
 
@@ -238,14 +240,14 @@ def test_measuring_inside_a_traced_function():
 
 
 @pytest.mark.parametrize("before", [0.05, 1.0])
-@pytest.mark.parametrize("name", ["swish", "fourier"])
+@pytest.mark.parametrize("name", ["swish", "scale", "fourier"])
 def test_neutral_scalars_keep_a_standard_deviation(name, before):
     """Of normal weights, whatever beta is; a third here."""
     w = before * jax.random.normal(jax.random.key(1, impl="rbg"), (50_000,))
-    m = 2 if name == "swish" else 6
+    m = PARAMETERS[name]
     key = jax.random.key(0, impl="unsafe_rbg")
     scalars = neutral(name, key, jnp.zeros((20, m)), (-1.0, 1.0), before, before / 3)
     for row in scalars:
         copy = transform(name, w, list(row))
         assert float(jnp.sqrt(jnp.mean(copy**2))) == pytest.approx(before / 3, rel=0.03)
-    assert len(set(np.sign(scalars[:, 0 if name == "swish" else 1]).tolist())) == 2
+    assert len(set(np.sign(scalars[:, 1 if name == "fourier" else 0]).tolist())) == 2

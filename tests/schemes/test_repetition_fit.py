@@ -79,8 +79,9 @@ def test_linear_bases_are_means():
             2e-3,
         ),
         (Repeat(base=(3, 4, 8), transform="fourier", initial="paper"), sites((3, 8, 16)), 2e-3),
+        (Repeat(base=(3, 4, 8), transform="scale", initial="paper"), sites((3, 8, 16)), 1e-5),
     ],
-    ids=["whole tiles", "remainders", "depth", "fourier"],
+    ids=["whole tiles", "remainders", "depth", "fourier", "scale"],
 )
 @pytest.mark.parametrize("seed", [0, 1])
 def test_generated_kernels_are_recovered(scheme, members, tolerance, seed):
