@@ -108,7 +108,7 @@ class RotNet(nn.Module):
             if number in POOLED:
                 x = nn.max_pool(x, (2, 2), (2, 2))
         x_BxC = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-        x_BxC = jnp.max(x_BxC.reshape(len(x_BxC), -1, self.order), axis=-1)
+        x_BxC = jnp.max(x_BxC.reshape(x_BxC.shape[0], -1, self.order), axis=-1)
         x_BxC = nn.Dense(HIDDEN, dtype=self.dtype, name="hidden")(x_BxC)
         x_BxC = nn.elu(norm(name="hidden_norm")(x_BxC))
         return nn.Dense(self.num_classes, name="classifier")(x_BxC.astype(jnp.float32))

@@ -247,7 +247,7 @@ def _padded(lhs: jax.Array, padding: Any) -> jax.Array:
 def _shifted(lhs: jax.Array, window: Sequence[int], geometry: _Geometry) -> Iterator[jax.Array]:
     """For every entry of the window, what it meets at every output position."""
     for entry in itertools.product(*map(range, window)):
-        start, limit = [0], [len(lhs)]
+        start, limit = [0], [lhs.shape[0]]
         for i, size, length, stride, dilation in zip(
             entry, window, lhs.shape[1:-1], geometry.strides, geometry.dilation, strict=True
         ):

@@ -149,3 +149,20 @@ def test_the_stem_follows_the_images():
     assert {stem(), stem(input_shape=(64, 64, 3))} == {"imagenet"}
     assert {stem(stem="cifar"), stem(input_shape=(28, 63, 1))} == {"cifar"}
     assert stem(input_shape=(32, 32, 3), stem="imagenet") == "imagenet"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["densenet121", "mobilenetv2", "pathnet-2-2", "resnet8", "rotnet-c4", "vgg4", "wrn-16-1"],
+)
+def test_any_batch_size_can_be_exported(name):
+    """One of each model: the size of a batch is a variable of the traced program."""
+    shape = default_input_shape(name)
+    if shape[0] == 224:
+        shape = (32, 32, 3)
+    model: Any = paramshare.create_model(name, input_shape=shape)
+    (batch,) = jax.export.symbolic_shape("batch")
+    one = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), one)
+    images = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
+    assert jax.eval_shape(model.apply, variables, images).shape[0] == batch
