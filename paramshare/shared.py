@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
+import inspect
+import operator
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -28,8 +31,9 @@ class Shared(nn.Module):
                     "model": {...}},                     private parameters
          ...:      {"model": {...}}}                     the model's other collections
 
-    Empty collections are omitted. Call the model's other methods by name,
-    `shared.apply(variables, x, method="encode")`, or on a bound module, `bound.encode(x)`.
+    Empty collections are omitted. Call the model's other methods as usual: by name or as functions,
+    `shared.apply(variables, x, method="encode")` or `method=Model.encode`, or on a bound module,
+    `bound.encode(x)`. The model's properties and attributes can be read from the `Shared`.
 
     Lifted transforms (`nn.remat`, `nn.jit`, `nn.vmap`, ...) work on it as on any module.
 
@@ -66,21 +70,53 @@ class Shared(nn.Module):
         super().__post_init__()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call("__call__", args, kwargs)
+        return self._call(lambda model: model, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         model = self.__dict__.get("model")
-        if name.startswith("_") or model is None:
+        if name.startswith("_") or not isinstance(model, nn.Module):
             return super().__getattr__(name)
-        if not callable(getattr(type(model), name, None)):
+        if name in (field.name for field in dataclasses.fields(model)):
+            return getattr(model, name)
+        found = inspect.getattr_static(type(model), name, None)
+        if found is None:
             raise AttributeError(
-                f"Shared({type(model).__name__}) has no method {name!r}; call the model's methods "
-                'by name, as in shared.apply(variables, x, method="encode"), and read attributes '
-                "from shared.model"
+                f"Shared({type(model).__name__}) has no method or attribute {name!r}, and neither "
+                "has the model; read what its setup defines inside the model's methods"
             )
+        if not callable(getattr(type(model), name)):  # a property, or an attribute of the class
+            # The property of a bound module may need parameters.
+            bound = self.scope is not None and hasattr(found, "__get__")
+            return self._call(operator.attrgetter(name), (), {}) if bound else getattr(model, name)
         return types.MethodType(
-            lambda module, *args, **kwargs: module._call(name, args, kwargs), self
+            lambda module, *args, **kwargs: module._call(operator.attrgetter(name), args, kwargs),
+            self,
         )
+
+    @nn.nowrap
+    def init_with_output(self, *args: Any, method: Any = None, **kwargs: Any) -> Any:
+        """As of any Flax module; `method` may be a method of the model."""
+        return super().init_with_output(*args, method=self._method(method), **kwargs)
+
+    @nn.nowrap
+    def init(self, *args: Any, method: Any = None, **kwargs: Any) -> Any:
+        """As of any Flax module; `method` may be a method of the model."""
+        return super().init(*args, method=self._method(method), **kwargs)
+
+    @nn.nowrap
+    def apply(self, *args: Any, method: Any = None, **kwargs: Any) -> Any:
+        """As of any Flax module; `method` may be a method of the model."""
+        return super().apply(*args, method=self._method(method), **kwargs)
+
+    @nn.nowrap
+    def _method(self, method: Any) -> Any:
+        """A function among the model's methods, such as `Model.encode`, as a method of this."""
+        classes = () if isinstance(method, str | None) else type(self.model).__mro__
+        if any(method is function for owner in classes for function in vars(owner).values()):
+            return lambda module, *args, **kwargs: module._call(
+                lambda model: functools.partial(method, model), args, kwargs
+            )
+        return method
 
     def setup(self):
         if self.name is not None and self.model.path[-2:] != (self.name, "model"):
@@ -97,7 +133,9 @@ class Shared(nn.Module):
                 for name, value in entries.items():
                     self.put_variable(collection, name, value)
 
-    def _call(self, method: str, args: tuple, kwargs: dict) -> Any:
+    def _call(self, member: Callable[[nn.Module], Any], args: tuple, kwargs: dict) -> Any:
+        """Calls what `member` takes from the model, or returns it if it cannot be called."""
+
         kernels = self.layout.expand(
             {
                 collection: {
@@ -108,8 +146,13 @@ class Shared(nn.Module):
                 for collection, names in (("banks", self.layout), ("params", COLLECTIONS))
             }
         )
+
+        def called(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            value = member(model)
+            return value(*args, **kwargs) if callable(value) else value
+
         lifted = nn.map_variables(
-            lambda model, *args, **kwargs: getattr(model, method)(*args, **kwargs),
+            called,
             "params",
             trans_in_fn=lambda params: {"params": fill(params.get("params", {}), kernels)},
             trans_out_fn=lambda params: {
@@ -176,10 +219,20 @@ def share(
     if isinstance(model, Shared):
         raise PlanError("the model is already shared; combine all rules into one plan")
     if not isinstance(model, nn.Module):
-        raise PlanError(f"share takes a Flax linen module, got {model!r}")
+        raise PlanError(f"share takes a Flax linen module, got {_kind(model)}")
     if not isinstance(plan, Plan):
         raise PlanError(f"share takes a plan, such as Plan(Rule(...)), got {plan!r}")
     return Shared(model, plan.resolve(model, *example_inputs, **options), fast_convolutions)
+
+
+def _kind(model: Any) -> str:
+    """What was passed instead of a linen module, and what to pass."""
+    kind = type(model).__name__
+    if any(base.__module__.startswith("flax.nnx") for base in type(model).__mro__):
+        return f"the NNX module {kind}; wrap it: flax.nnx.bridge.to_linen({kind}, ...)"
+    if isinstance(getattr(model, "module", None), nn.Module):
+        return f"a {kind}; pass the module that it holds, its attribute .module"
+    return f"{kind} {model!r}" if len(repr(model)) < 80 else f"a {kind}"
 
 
 def check_shared(function: str, model: Any, error: type[ParamshareError] = ParamshareError) -> None:
