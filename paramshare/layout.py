@@ -58,10 +58,13 @@ class Layout:
     Attributes:
       banks: the banks, in the order of the plan's rules, then of their first site.
       plain: the number of trainable parameters of the unshared model.
+      integers: paths of scopes whose names are integers and not texts, such as those of `nnx.List`
+        in a module from `flax.nnx.bridge.to_linen`.
     """
 
     banks: tuple[SharedBank, ...]
     plain: int
+    integers: frozenset[str] = dataclasses.field(default=frozenset(), repr=False)
 
     def __iter__(self) -> Iterator[str]:
         return (bank.name for bank in self.banks)
@@ -110,12 +113,13 @@ class Layout:
         """The arrays of every bank: `{BANK: Weights}`.
 
         Args:
-          variables: `{"banks": ..., "params": {"coefficients": ..., "own": ...}}`; everything else
-            is ignored.
+          variables: `{"banks": ..., "params": {"coefficients": ..., "own": ...}}`, or with the
+            banks under `params`; everything else is ignored.
 
         Raises:
           PlanError: if a bank is missing, or does not have the shapes of its scheme.
         """
+        variables = separated(variables)
         params = variables.get("params", {})
         places = {"banks": variables.get("banks", {})}
         places |= {f"params/{name}": params.get(name, {}) for name in COLLECTIONS}
@@ -172,7 +176,7 @@ class Layout:
         Raises:
           PlanError: if a site is missing, or has another shape.
         """
-        flat: dict[str, Any] = flatten_dict(nn.meta.unbox(params), sep="/")
+        flat = flatten(nn.meta.unbox(params))
 
         def kernel(site: Site) -> jax.Array:
             if site.path not in flat:
@@ -257,15 +261,50 @@ def variables_of(weights: Mapping[str, Weights]) -> tuple[dict[str, Any], dict[s
     return banks, {collection: entries for collection, entries in params.items() if entries}
 
 
-def fill(params: Mapping[str, Any], kernels: Mapping[str, jax.Array]) -> dict[str, Any]:
-    """A module's `params` with kernels added, by path."""
-    return unflatten_dict({**flatten_dict(params, sep="/"), **kernels}, sep="/")
+def separated(variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The variables of a `Shared` with the banks in a collection of their own.
+
+    `Shared(..., collection="params")` has them under `params`.
+    """
+    params = variables.get("params", {})
+    if "banks" in variables or "banks" not in params:
+        return variables
+    others = {name: value for name, value in params.items() if name != "banks"}
+    rest = {"params": others} if others else {}
+    return {
+        **{n: v for n, v in variables.items() if n != "params"},
+        "banks": params["banks"],
+        **rest,
+    }
+
+
+def fill(
+    params: Mapping[str, Any], kernels: Mapping[str, jax.Array], integers: Set[str] = frozenset()
+) -> dict[str, Any]:
+    """A module's `params` with kernels added, by path; `integers` as in `Layout`."""
+
+    def scopes(path: str) -> tuple[str | int, ...]:
+        names = path.split("/")
+        heads = ("/".join(names[: i + 1]) for i in range(len(names)))
+        return tuple(
+            int(name) if head in integers else name for name, head in zip(names, heads, strict=True)
+        )
+
+    added = {scopes(path): kernel for path, kernel in kernels.items()}
+    return unflatten_dict({**flatten_dict(params), **added})
+
+
+def flatten(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves of a module's `params` by path: the names of scopes, joined by "/"."""
+    return {"/".join(map(str, scopes)): leaf for scopes, leaf in flatten_dict(params).items()}
 
 
 def strip(params: Mapping[str, Any], paths: Set[str]) -> dict[str, Any]:
-    """The inverse of `fill`: `params` without these paths, and without scopes left empty."""
-    flat = flatten_dict(params, sep="/")
-    return unflatten_dict({p: leaf for p, leaf in flat.items() if p not in paths}, sep="/")
+    """The inverse of `fill`: without these paths, and without scopes left empty."""
+    flat = flatten_dict(params)
+    return unflatten_dict(
+        {scopes: leaf for scopes, leaf in flat.items() if "/".join(map(str, scopes)) not in paths}
+    )
 
 
 def table(rows: list[tuple[str, ...]], right: Set[int] = frozenset()) -> list[str]:

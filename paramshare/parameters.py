@@ -57,12 +57,14 @@ class Trace:
       parameters: by path, in the order in which the model first calls the layers that own them.
       variables: shapes and dtypes of all collections, without partitioning metadata.
       jaxpr: the jaxpr of the parameters, sorted by path, as a function of a key.
+      integers: paths of scopes whose names are integers, as `Layout` has them.
       measured: statistics of initializers, by the parameters that were measured together.
     """
 
     parameters: Mapping[str, Parameter]
     variables: Mapping[str, Any]
     jaxpr: ClosedJaxpr
+    integers: frozenset[str]
     measured: dict[tuple[Target, ...], dict[Target, Statistics]] = dataclasses.field(
         default_factory=dict
     )
@@ -130,6 +132,7 @@ def _trace(model: nn.Module, leaves: tuple[Any, ...], tree: Any, x64: bool) -> T
     order: dict[tuple[str, ...], int] = {}
     axes: dict[tuple[str, ...], dict[str, Axes]] = {}
     collections: dict[str, Any] = {}
+    integers: set[str] = set()
 
     def note(call, args, kwargs, context):
         module = context.module
@@ -156,7 +159,11 @@ def _trace(model: nn.Module, leaves: tuple[Any, ...], tree: Any, x64: bool) -> T
         collections.update(
             jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
         )
-        return dict(flatten_dict(variables.get("params", {}), sep="/"))
+        flat = flatten_dict(variables.get("params", {}))
+        for scopes in flat:
+            heads = (scopes[: i + 1] for i in range(len(scopes)))
+            integers.update("/".join(map(str, h)) for h in heads if isinstance(h[-1], int))
+        return {"/".join(map(str, scopes)): leaf for scopes, leaf in flat.items()}
 
     with _fixed_prng():
         jaxpr, shapes = jax.make_jaxpr(init, return_shape=True)(jax.eval_shape(_key))
@@ -177,7 +184,7 @@ def _trace(model: nn.Module, leaves: tuple[Any, ...], tree: Any, x64: bool) -> T
         )
 
     parameters = {path: parameter(path) for path in sorted(shapes, key=rank)}
-    return Trace(parameters, collections, jaxpr)
+    return Trace(parameters, collections, jaxpr, frozenset(integers))
 
 
 def module_axes(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Axes]:

@@ -283,7 +283,8 @@ class Plan:
             except SchemeError as error:
                 raise PlanError(f"bank {name!r}: {error}") from None
             banks.append(SharedBank(name, scheme, tuple(members)))
-        return Layout(tuple(banks), plain=count_leaves(list(parameters.values())))
+        plain = count_leaves(list(parameters.values()))
+        return Layout(tuple(banks), plain, traced.integers)
 
     def _check_matched(
         self, number: int, rule: Rule, claimed: dict, taken: dict, parameters: Mapping

@@ -6,8 +6,8 @@ import functools
 import inspect
 import operator
 import types
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from paramshare import ops
 from paramshare.errors import ParamshareError
-from paramshare.layout import COLLECTIONS, Layout, PlanError, count_leaves, fill, strip
+from paramshare.layout import COLLECTIONS, Layout, PlanError, count_leaves, fill, separated, strip
 from paramshare.parameters import orphan
 from paramshare.plan import Plan
 
@@ -31,6 +31,9 @@ class Shared(nn.Module):
                     "model": {...}},                     private parameters
          ...:      {"model": {...}}}                     the model's other collections
 
+    With collection="params", the banks are under `params`, `{"params": {"banks": ..., ...}}`: for
+    training loops and lifted transforms that keep or pass on this collection alone.
+
     Empty collections are omitted. Call the model's other methods as usual: by name or as functions,
     `shared.apply(variables, x, method="encode")` or `method=Model.encode`, or on a bound module,
     `bound.encode(x)`. The model's properties and attributes can be read from the `Shared`.
@@ -41,6 +44,7 @@ class Shared(nn.Module):
       model: the plain model, unmodified.
       layout: the result of `Plan.resolve` for the model.
       fast_convolutions: see `share`.
+      collection: where the banks are: "banks" or "params".
 
     Raises:
       PlanError: when called, if a bank is missing from the variables.
@@ -62,6 +66,7 @@ class Shared(nn.Module):
     layout: Layout
     # It does not change what is computed, and so is no part of what identifies a network.
     fast_convolutions: bool = dataclasses.field(default=False, repr=False)
+    collection: Literal["banks", "params"] = dataclasses.field(default="banks", repr=False)
 
     def __post_init__(self):
         # A model named "model" belongs to this module already: lifted transforms rebuild it.
@@ -125,27 +130,40 @@ class Shared(nn.Module):
                 "a new model for each Shared"
             )
         # Not in `_call`: several methods may be called, but banks are initialized only once.
-        if self.is_initializing() and not any(
-            self.has_variable("banks", name) for name in self.layout
-        ):
+        if self.is_initializing() and not self._collected()["banks"]:
             banks, params = self.layout.init(self.make_rng("params"))
-            for collection, entries in (("banks", banks), ("params", params)):
+            drawn = self.stored({"banks": banks, "params": params})
+            for collection, entries in drawn.items():
                 for name, value in entries.items():
                     self.put_variable(collection, name, value)
+
+    def _collected(self) -> dict[str, Any]:
+        """The variables that kernels are made of, as `Layout.weights` takes them."""
+
+        def entries(collection: str, names: Iterable[str]) -> dict[str, Any]:
+            present = (name for name in names if self.has_variable(collection, name))
+            return {name: self.get_variable(collection, name) for name in present}
+
+        params = entries("params", (*COLLECTIONS, "banks"))
+        banks = params.pop("banks", {}) if self.collection == "params" else {}
+        return {"banks": banks or entries("banks", self.layout), "params": params}
+
+    @nn.nowrap
+    def stored(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """Variables with the banks where this module has them, in `self.collection`."""
+        variables = dict(separated(variables))
+        if self.collection == "banks" or "banks" not in variables:
+            return variables
+        banks = variables.pop("banks")
+        return {**variables, "params": {**variables.get("params", {}), "banks": banks}}
 
     def _call(self, member: Callable[[nn.Module], Any], args: tuple, kwargs: dict) -> Any:
         """Calls what `member` takes from the model, or returns it if it cannot be called."""
 
-        kernels = self.layout.expand(
-            {
-                collection: {
-                    name: self.get_variable(collection, name)
-                    for name in names
-                    if self.has_variable(collection, name)
-                }
-                for collection, names in (("banks", self.layout), ("params", COLLECTIONS))
-            }
-        )
+        kernels = self.layout.expand(self._collected())
+
+        def filled(params: Any) -> dict[str, Any]:
+            return fill(params, kernels, self.layout.integers)
 
         def called(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
             value = member(model)
@@ -154,7 +172,7 @@ class Shared(nn.Module):
         lifted = nn.map_variables(
             called,
             "params",
-            trans_in_fn=lambda params: {"params": fill(params.get("params", {}), kernels)},
+            trans_in_fn=lambda params: {"params": filled(params.get("params", {}))},
             trans_out_fn=lambda params: {
                 "params": strip(params.get("params", {}), self.layout.paths)
             },
@@ -183,7 +201,8 @@ class Shared(nn.Module):
             for name, value in variables.items()
             if name != "params" and "model" in value
         }
-        return {"params": fill(params, self.layout.expand(variables)), **others}
+        kernels = self.layout.expand(variables)
+        return {"params": fill(params, kernels, self.layout.integers), **others}
 
     def describe(self) -> str:
         """A table of the banks: scheme, sites, shapes, trainable and saved parameters."""
@@ -195,6 +214,7 @@ def share(
     plan: Plan,
     *example_inputs: Any,
     fast_convolutions: bool = False,
+    collection: Literal["banks", "params"] = "banks",
     **options: Any,
 ) -> Shared:
     """Shares weights of a model according to a plan.
@@ -206,6 +226,8 @@ def share(
         are used.
       fast_convolutions: whether the model's `nn.Conv` layers use `ops.convolution`, which avoids
         slow cases of XLA on CPUs; see `ops.fast_convolutions`.
+      collection: the Flax collection that holds the banks: one of their own, "banks", or "params",
+        for training loops that keep and train `variables["params"]` alone.
       **options: further arguments of `model.init`, such as `train=False` or `method="encode"`.
 
     Returns:
@@ -222,7 +244,10 @@ def share(
         raise PlanError(f"share takes a Flax linen module, got {_kind(model)}")
     if not isinstance(plan, Plan):
         raise PlanError(f"share takes a plan, such as Plan(Rule(...)), got {plan!r}")
-    return Shared(model, plan.resolve(model, *example_inputs, **options), fast_convolutions)
+    if collection not in ("banks", "params"):
+        raise PlanError(f'collection={collection!r}; it must be "banks" or "params"')
+    layout = plan.resolve(model, *example_inputs, **options)
+    return Shared(model, layout, fast_convolutions, collection)
 
 
 def _kind(model: Any) -> str:
@@ -257,8 +282,8 @@ def count(variables: Mapping[str, Any]) -> dict[str, int]:
     """
     sizes = {"banks": count_leaves(variables.get("banks", {})), "coefficients": 0, "private": 0}
     params = jax.tree.leaves(variables.get("params", {}))
-    for leaf, decays in zip(params, jax.tree.leaves(_decay(variables)), strict=True):
-        sizes["private" if decays else "coefficients"] += leaf.size
+    for leaf, kind in zip(params, jax.tree.leaves(_kinds(variables)), strict=True):
+        sizes[kind] += leaf.size
     return sizes | {"trainable": sum(sizes.values())}
 
 
@@ -276,21 +301,41 @@ def decay_mask(variables: Mapping[str, Any]) -> dict[str, Any]:
       and `optax.add_decayed_weights`.
     """
     mask = {"banks": jax.tree.map(lambda _: True, variables.get("banks", {}))}
-    mask["params"] = _decay(variables)
+    mask["params"] = jax.tree.map(lambda kind: kind != "coefficients", _kinds(variables))
     return {name: tree for name, tree in mask.items() if name in variables}
 
 
-def _decay(variables: Mapping[str, Any]) -> Any:
-    """The mask of `params`.
+def _kinds(variables: Mapping[str, Any]) -> Any:
+    """What each leaf of `params` is: "banks", "coefficients" or "private".
 
-    A subtree `coefficients/NAME` does not decay if the `banks` collection has an entry NAME at the
-    same place.
+    A subtree `coefficients/NAME` holds coefficients if there is a bank NAME at the same place, in
+    the collection `banks` or in `params`.
     """
+    params = variables.get("params", {})
     banks = flatten_dict(variables.get("banks", {}))
     exempt = {(*path[:i], "coefficients", path[i]) for path in banks for i in range(len(path))}
+    within = {
+        (*path, "banks"): scope["banks"]
+        for path, scope in _scopes(params)
+        if "banks" in scope and scope.keys() <= _SHARED
+    }
+    for (*path, _), entries in within.items():
+        exempt |= {(*path, "coefficients", name) for name in entries}
 
-    def decays(path: Any, _: Any) -> bool:
+    def kind(path: Any, _: Any) -> str:
         names = tuple(str(getattr(key, "key", key)) for key in path)
-        return not any(names[:i] in exempt for i in range(len(names) + 1))
+        heads = {names[:i] for i in range(len(names) + 1)}
+        return "coefficients" if heads & exempt else "banks" if heads & within.keys() else "private"
 
-    return jax.tree_util.tree_map_with_path(decays, variables.get("params", {}))
+    return jax.tree_util.tree_map_with_path(kind, params)
+
+
+_SHARED = {"banks", "model", *COLLECTIONS}
+
+
+def _scopes(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All scopes of a tree of parameters, by path."""
+    if isinstance(tree, Mapping):
+        yield path, tree
+        for name, value in tree.items():
+            yield from _scopes(value, (*path, str(name)))

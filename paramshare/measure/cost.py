@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax.core import DenyList
 
-from paramshare.layout import Layout, strip, table
+from paramshare.layout import Layout, separated, strip, table
 from paramshare.measure.multiply_adds import CONVOLUTION, by_primitive, multiply_adds
 from paramshare.parameters import trace
 from paramshare.shared import Shared, count
@@ -227,7 +227,8 @@ def _shared_variables(shared: Shared, plain_variables: Mapping[str, Any]) -> dic
     banks, params = jax.eval_shape(lambda: shared.layout.init(jax.random.key(0)))
     private = strip(plain_variables["params"], shared.layout.paths)
     others = {name: {"model": x} for name, x in plain_variables.items() if name != "params"}
-    return {"banks": banks, "params": params | ({"model": private} if private else {}), **others}
+    params |= {"model": private} if private else {}
+    return shared.stored({"banks": banks, "params": params, **others})
 
 
 def _layers(
@@ -275,7 +276,7 @@ def _divided(
         kernels = bank.dense * max(leaf.dtype.itemsize for leaf in jax.tree.leaves(slices))
         entrywise = layout[bank.name].scheme.entrywise
         communicated += kernels if entrywise else devices * _bytes(slices)
-    memory = _memory({**variables, "banks": banks}, optimizer)
+    memory = _memory({**separated(variables), "banks": banks}, optimizer)
     memory["all_reduce"] -= _bytes(banks)
     return memory | {"all_gather": communicated, "reduce_scatter": communicated}
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from paramshare.errors import ParamshareError
-from paramshare.layout import Layout, SharedBank
+from paramshare.layout import Layout, SharedBank, separated
 from paramshare.schemes import Site, Weights, cosines
 from paramshare.shared import Shared, check_shared
 
@@ -54,7 +54,7 @@ def similarity(
     """
     check_shared("similarity", shared)
     check_by(by)
-    if "banks" in variables:
+    if "banks" in separated(variables):
         weights = shared.layout.weights(variables)
         rows = {b.name: layer_rows(b, weights[b.name], by) for b in shared.layout.banks}
     else:

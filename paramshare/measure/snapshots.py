@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from paramshare.layout import separated
 from paramshare.measure.similarity import layers, similarity
 from paramshare.shared import Shared
 
@@ -51,6 +52,7 @@ def make_snapshot(
         return {name: matrices[name] for name in compared}
 
     def snapshot(variables: Mapping[str, Any]) -> dict[str, list[list[float]]]:
+        variables = separated(variables)
         params = variables.get("params", {})
         sharing = {
             "banks": variables["banks"],

@@ -191,6 +191,8 @@ def prepare(
     if model is None:
         model = named_network(config, task.network_options(), data.input_shape)
     else:
+        if isinstance(model, Shared):
+            model = model.clone(collection="banks")  # where optimizers look for them
         config = _with_model(config, model)
         model = compressed_network(model, config)
     outputs, variables, program = check_model(model, config.model.name, data)

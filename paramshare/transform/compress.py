@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paramshare.errors import ParamshareError
-from paramshare.layout import Layout, PlanError, table
+from paramshare.layout import Layout, PlanError, separated, table
 from paramshare.measure.change import relative_change
 from paramshare.schemes import Compressed, SchemeError, Weights
 from paramshare.schemes.compressed import Method
@@ -93,11 +93,12 @@ def prune(
         return jnp.asarray(flat.reshape(np.shape(values)))
 
     names = matching_banks(shared.layout, banks)
+    apart = separated(variables)
     changed = {
         name: jax.tree.map(leaf, bank) if name in names else bank
-        for name, bank in variables.get("banks", {}).items()
+        for name, bank in apart.get("banks", {}).items()
     }
-    return {**variables, "banks": changed}
+    return shared.stored({**apart, "banks": changed})
 
 
 def quantise(
@@ -158,7 +159,7 @@ def quantise(
         if method == "kmeans":
             levels = jax.tree.map(_codebook, arrays.bank, levels)
         weights[bank.name] = scheme.with_levels(arrays, levels)
-    return shared.clone(layout=layout), _with_weights(variables, weights)
+    return shared.clone(layout=layout), shared.stored(_with_weights(variables, weights))
 
 
 def finalise(shared: Shared, variables: Mapping[str, Any]) -> tuple[Shared, dict[str, Any]]:
@@ -186,7 +187,7 @@ def finalise(shared: Shared, variables: Mapping[str, Any]) -> tuple[Shared, dict
 
     weights = shared.layout.weights(variables)
     weights |= rounded({name: weights[name] for name in quantised})
-    return shared.clone(layout=layout), _with_weights(variables, weights)
+    return shared.clone(layout=layout), shared.stored(_with_weights(variables, weights))
 
 
 def compressed_banks(

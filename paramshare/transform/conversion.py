@@ -11,7 +11,15 @@ import numpy as np
 from flax.core import unfreeze
 
 from paramshare.errors import ParamshareError
-from paramshare.layout import PlanError, SharedBank, count_leaves, strip, table, variables_of
+from paramshare.layout import (
+    PlanError,
+    SharedBank,
+    count_leaves,
+    separated,
+    strip,
+    table,
+    variables_of,
+)
 from paramshare.measure.change import output_change, relative_change
 from paramshare.models.resnet import is_factored
 from paramshare.schemes import SchemeError, Weights
@@ -167,10 +175,10 @@ def convert(
     try:
         dense = layout.read(params)
     except PlanError as error:
-        if "banks" in variables:
+        if banks := separated(variables).get("banks"):
             raise ConversionError(
-                f"the variables are those of a shared model, with banks "
-                f"{sorted(variables['banks'])}; pass the plain model's, as `bake` makes them"
+                f"the variables are those of a shared model, with banks {sorted(banks)}; pass the "
+                "plain model's, as `bake` makes them"
             ) from None
         hint = "; use paramshare.factorise for it" if is_factored(shared.model) else ""
         raise ConversionError(f"{error}{hint}") from None
@@ -185,7 +193,8 @@ def convert(
 
     weights = {bank.name: _from_dense(bank, dense[bank.name]) for bank in layout.banks}
     others = {name: {"model": value} for name, value in variables.items() if name != "params"}
-    converted = sharing_variables(weights, strip(params, layout.paths)) | others
+    private = strip(params, layout.paths)
+    converted = shared.stored(sharing_variables(weights, private) | others)
     kernels = jax.jit(
         lambda weights: {b.name: b.scheme.expand(weights[b.name], b.sites) for b in layout.banks}
     )(weights)

@@ -117,8 +117,8 @@ def factorise(shared: Shared, variables: Mapping[str, Any], images: Any = None) 
     factored["batch_stats"] = {"model": unflatten_dict(statistics, sep="/")}
     factored = jax.tree.map(jnp.asarray, factored)
     if images is None:
-        return Converted(shared, factored, tuple(reports))
-    factored = _with_moments(shared, factored, images)
+        return Converted(shared, shared.stored(factored), tuple(reports))
+    factored = shared.stored(_with_moments(shared, factored, images))
     change = output_change((dense_model, variables), (shared, factored), images)
     return Converted(shared, factored, tuple(reports), change)
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paramshare.layout import COLLECTIONS, SharedBank, table, variables_of
+from paramshare.layout import COLLECTIONS, SharedBank, separated, table, variables_of
 from paramshare.measure.change import output_change, relative_change
 from paramshare.measure.similarity import By, check_by, layer_rows
 from paramshare.schemes import Tied, Weights
@@ -202,8 +202,9 @@ def fold(
     }
     tied = {name: tie for name, (_, tie) in results.items() if tie is not None}
     schemes = {name: scheme for name, (scheme, _) in tied.items()}
-    folded = Shared(shared.model, layout.with_schemes(schemes))
-    new_variables = _replaced(variables, {name: new for name, (_, new) in tied.items()})
+    folded = shared.clone(layout=layout.with_schemes(schemes))
+    replaced = _replaced(separated(variables), {name: new for name, (_, new) in tied.items()})
+    new_variables = shared.stored(replaced)
     change = None
     if example_inputs:
         pairs = (shared, variables), (folded, new_variables)

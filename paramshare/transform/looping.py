@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from paramshare.layout import Layout, table, variables_of
+from paramshare.layout import Layout, separated, table, variables_of
 from paramshare.schemes import Weights
 from paramshare.shared import Shared
 from paramshare.transform.loop_plan import (
@@ -99,7 +99,7 @@ def loop(shared: Shared, variables: Mapping[str, Any], *, unroll: bool | None = 
       >>> counts[0] == counts[1]
       True
     """
-    plan = LoopPlan(shared, unroll)
+    plan, variables = LoopPlan(shared, unroll), separated(variables)
     weights = _weights(shared.layout, variables)
     private = {
         name: dict(tree.get("model", {})) for name, tree in variables.items() if name != "banks"
@@ -116,7 +116,8 @@ def loop(shared: Shared, variables: Mapping[str, Any], *, unroll: bool | None = 
         return Looped(plan.model, private, plan.report)
     keys = {site.key: plan.moved(site).key for bank in shared.layout.banks for site in bank.sites}
     remaining = {name: renamed(weights[name], keys) for name in plan.layout}
-    return Looped(Shared(plan.model, plan.layout), _variables(remaining, private), plan.report)
+    looped = shared.clone(model=plan.model, layout=plan.layout)
+    return Looped(looped, shared.stored(_variables(remaining, private)), plan.report)
 
 
 def unloop(shared: Shared, looped_variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def unloop(shared: Shared, looped_variables: Mapping[str, Any]) -> dict[str, Any
       >>> back == variables
       True
     """
-    plan = LoopPlan(shared)
+    plan, looped_variables = LoopPlan(shared), separated(looped_variables)
     private = {name: tree for name, tree in looped_variables.items() if name != "banks"}
     weights = {}
     if plan.layout is not None:
@@ -166,7 +167,7 @@ def unloop(shared: Shared, looped_variables: Mapping[str, Any]) -> dict[str, Any
                 tree[stage.name] = unstacked(tree[stage.name], stage.loop)
                 if not tree[stage.name]:
                     del tree[stage.name]
-    return _variables({name: weights[name] for name in shared.layout}, private)
+    return shared.stored(_variables({name: weights[name] for name in shared.layout}, private))
 
 
 def _weights(layout: Layout, variables: Mapping[str, Any]) -> dict[str, Weights]:
