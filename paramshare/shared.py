@@ -116,8 +116,10 @@ class Shared(nn.Module):
     @nn.nowrap
     def _method(self, method: Any) -> Any:
         """A function among the model's methods, such as `Model.encode`, as a method of this."""
-        classes = () if isinstance(method, str | None) else type(self.model).__mro__
-        if any(method is function for owner in classes for function in vars(owner).values()):
+        owners = type(self.model).__mro__ if callable(method) else ()
+        if callable(method) and any(
+            method is function for owner in owners for function in vars(owner).values()
+        ):
             return lambda module, *args, **kwargs: module._call(
                 lambda model: functools.partial(method, model), args, kwargs
             )

@@ -32,7 +32,7 @@ class Net(nn.Module):
 PLAN = Plan(Rule(r"layer\d/kernel", Soft(2)))
 
 
-def pair(plan: Plan = PLAN) -> tuple[Any, Any]:
+def pair(plan: Plan = PLAN) -> Any:
     """The same network with the banks in either collection."""
     collections: Any = ("banks", "params")
     return tuple(paramshare.share(Net(), plan, X, collection=c) for c in collections)
@@ -128,7 +128,8 @@ def test_nested_and_scanned_networks_need_no_banks_collection():
     cell = nn.LSTMCell(8)
     carry = cell.initialize_carry(KEY, (2, 8))
     shared: Any = paramshare.share(cell, plan, carry, X, collection="params")
-    rnn, x = nn.RNN(shared), jnp.ones((2, 5, 8))
+    rnn: Any = nn.RNN(shared)
+    x = jnp.ones((2, 5, 8))
     variables = rnn.init(KEY, x)
     assert list(variables) == ["params"] and rnn.apply(variables, x).shape == (2, 5, 8)
     counts = paramshare.count(variables)
@@ -158,7 +159,7 @@ class Blocks(nnx.Module):
 @pytest.mark.parametrize("scheme", [Tied(), Soft(3)], ids=str)
 def test_scopes_with_integer_names(scheme):
     """All parameters of `layers` are shared: nothing is left that would tell the kind of name."""
-    model = nnx.bridge.to_linen(Blocks)
+    model: Any = nnx.bridge.to_linen(Blocks)
     shared: Any = paramshare.share(model, Plan(Rule(r"layers/\d/kernel", scheme)), X)
     variables = shared.init(KEY, X)
     assert "layers" not in variables["params"]["model"]

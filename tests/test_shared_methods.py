@@ -105,11 +105,12 @@ def test_recurrent_cells_can_be_shared():
     cell, x = nn.LSTMCell(8), jnp.ones((2, 5, 8))
     carry = cell.initialize_carry(KEY, (2, 8))
     shared: Any = paramshare.share(cell, Plan(Rule(r"h./kernel", Soft(2))), carry, X)
-    rnn = nn.RNN(shared, variable_broadcast=("params", "banks"))
+    rnn: Any = nn.RNN(shared, variable_broadcast=("params", "banks"))
     variables = rnn.init(KEY, x)
     assert paramshare.count(variables)["banks"] == 2 * 64
     inner = {name: value["cell"] for name, value in variables.items()}
-    expected = nn.RNN(cell).apply({"params": {"cell": shared.expand(inner)["params"]}}, x)
+    plain: Any = nn.RNN(cell)
+    expected = plain.apply({"params": {"cell": shared.expand(inner)["params"]}}, x)
     np.testing.assert_allclose(rnn.apply(variables, x), expected, rtol=1e-6)
 
 

@@ -67,9 +67,10 @@ def test_smooth_images_turned_by_any_angle_of_the_group(order, tolerance):
     def image(angle: float) -> np.ndarray:
         u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
         blobs = [(2.0, 1.0, 1.0), (-1.5, 2.0, -1.0), (0.5, -2.5, 0.7)]
-        return sum(c * np.exp(-((u - a) ** 2 + (v - b) ** 2) / (2 * 2.5**2)) for a, b, c in blobs)[
-            None, ..., None
-        ].astype(np.float32)
+        values: Any = sum(
+            c * np.exp(-((u - a) ** 2 + (v - b) ** 2) / (2 * 2.5**2)) for a, b, c in blobs
+        )
+        return values[None, ..., None].astype(np.float32)
 
     features = conv(image(0.0), kernel).reshape(4, order)
     for step in range(1, order):
