@@ -160,7 +160,7 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# One run of each says little: accuracies of equal networks with other seeds differ by as much as
-# these do. `experiments/studies/rotated_digits.py` repeats the comparison over seeds, with networks
-# that tell width, copying and learned scalars apart, and gives the share of the gain that each
-# explains with its interval.
+# One run of each says little, since accuracies also depend on the seed.
+# `experiments/studies/rotated_digits.py` repeats the comparison over seeds, with networks that tell
+# width, copying and learned scalars apart, and gives the share of the gain that each explains with
+# its interval.

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from paramshare import ParamshareError
 from paramshare.cli import run_command
 from paramshare.data.grid_problems import smallest_window
 from paramshare.data.sets.grids import fixed_set
@@ -132,8 +133,13 @@ def test_gains_of_rotated_digits_are_shared_out(tmp_path, monkeypatch, capsys):
     gain, own = [0.10, 0.10, 0.09], [0.04, 0.04, 0.03]
     low, high = module["fieller"](own, gain)
     assert f"| {np.mean(own) / np.mean(gain):.2f} ({low:.2f} to {high:.2f}) |" in text
-    assert (out / "rotated_digits.png").read_bytes()[:4] == b"\x89PNG"
+    for picture in ("rotated_digits", "digits"):
+        assert (out / f"{picture}.png").read_bytes()[:4] == b"\x89PNG"
     assert text.strip() in capsys.readouterr().out
+    shown = module["shown"]
+    assert shown([0.02], [0.04]) == "0.50 (one seed: no interval)"
+    assert shown([0.02, 0.03], [-0.04, -0.05]) == "there is no gain to share"
+    assert "not significant" in shown([0.20, 0.21, 0.19], [0.01, -0.01, 0.02])
 
 
 def test_intervals_of_ratios_cover_as_often_as_they_say(monkeypatch):
@@ -153,6 +159,14 @@ def test_unknown_arms_of_rotated_digits_are_refused(tmp_path, monkeypatch):
     args = (tmp_path / "config.py", "--arms", "gan", "--out", tmp_path / "out")
     with pytest.raises(ConfigError, match="--arms has gan; the arms are repeat"):
         study("rotated_digits", monkeypatch, *args)["main"]()
+    for option, message in (
+        (("--groups", "4", "5"), "must be c4, c8 or c16; got c5"),
+        (("--seeds", "0", "0"), "give every seed once"),
+    ):
+        wrong = study("rotated_digits", monkeypatch, args[0], *option, *args[-2:])
+        with pytest.raises(ParamshareError, match=message):
+            wrong["main"]()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,9 @@ config = Config(
     model=Model("rotnet-c4"),
     data=RotatedDigits(examples=2000, tests=10_000, validation=0.0),
     augment=Augment(turn=180),
-    optimizer=Optimizer("adam", learning_rate=1e-3, weight_decay=1e-7, decay_coefficients=True),
+    optimizer=Optimizer(
+        "adam", learning_rate=1e-3, weight_decay=1e-7, decay_coefficients=True, clip_norm=1.0
+    ),
     schedule=Schedule("step", milestones=(3, 4, 5, 6, 7), factor=0.6),
     epochs=8,
     batch_size=64,

@@ -4,22 +4,25 @@
         --data.path FOLDER_OR_FILE --groups 4 8 --seeds 0 1 2 3 4 --out runs/rotated
 
 Trains the plain baseline and, for each group C_N of --groups, the equivariant network and networks
-of its width with about as many parameters as the baseline: kernels repeated by learned scalars
-(`repeat`, the paper's), by a learned factor (`scaled`) or as they are (`tiled`), or generated from
-one ring (`rpg`); and a plain network of that width (`wide`), which has as many multiply-adds as the
-equivariant one and many more parameters. Further options override the configuration. Every run has
-its own workdir in DIR; rerun the study to continue it, also with more --arms, --groups or --seeds.
+of about its width with about as many parameters as the baseline: kernels repeated by learned
+scalars (`repeat`, the paper's), by a learned factor (`scaled`, soft sharing of one template by the
+copies) or as they are (`tiled`), or generated from one ring (`rpg`); and a plain network of that
+width (`wide`), which has about as many multiply-adds as the equivariant one and many more
+parameters. Further options override the configuration. Every run has its own workdir in DIR; rerun
+the study to continue it, also with more --arms, --groups or --seeds.
 
 Writes DIR/table.md: accuracies with 95% intervals of the t distribution over the seeds, and the
 share of the equivariant network's gain that each network reaches, (network - baseline) /
-(equivariant - baseline), with 95% intervals by Fieller's theorem on differences within a seed; and
-DIR/rotated_digits.png.
+(equivariant - baseline), with 95% intervals by Fieller's theorem on differences within a seed. The
+digits and their angles are the same for all seeds, so that intervals are those of training. Draws
+DIR/rotated_digits.png, the errors, and DIR/digits.png, some training images.
 """
 
 import math
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import sweep
@@ -27,7 +30,8 @@ import sweep
 from paramshare.cli import run_command
 from paramshare.report.path_pictures import interval
 from paramshare.report.pictures import blank, save
-from paramshare.training.config import ConfigError
+from paramshare.training.config import Config, ConfigError
+from paramshare.zoo.rotation import equivariant_rot_net
 
 BASELINE = "rotnet"
 ARMS = {
@@ -50,6 +54,10 @@ def main() -> None:
         raise ConfigError(
             f"--arms has {', '.join(sorted(unknown))}; the arms are {', '.join(ARMS)}"
         )
+    for order in args.groups:
+        equivariant_rot_net(order)  # an unknown group is an error before anything is trained
+    if len(set(args.seeds)) < len(args.seeds):
+        raise ConfigError(f"--seeds is {args.seeds}; give every seed once")
     arms = [arm for arm in ARMS if arm in args.arms]
     names = {BASELINE: "plain baseline"}
     for order in args.groups:
@@ -72,15 +80,16 @@ def main() -> None:
         mean, half = interval(gain)
         rows.append([names[_name(order)], f"{mean:+.2%} ± {half:.2%}", "1"])
         for arm in arms:
-            own = differences(scores[_name(order, arm)], scores[BASELINE])
-            mean, half = interval(own)
-            cells = [names[_name(order, arm)], f"{mean:+.2%} ± {half:.2%}", shown(own, gain)]
-            rows.append(cells)
+            difference = differences(scores[_name(order, arm)], scores[BASELINE])
+            mean, half = interval(difference)
+            share = shown(difference, gain)
+            rows.append([names[_name(order, arm)], f"{mean:+.2%} ± {half:.2%}", share])
     text += "\n\n" + sweep.table(["network", "gain over the baseline", "share of the gain"], rows)
     picture = args.out / "rotated_digits.png"
     draw({names[name]: interval(values) for name, values in scores.items()}, picture)
+    draw_digits(config, args.out / "digits.png")
     sweep.publish(args.out, text, sweep.provenance(results[BASELINE][0]))
-    print(f"picture        {picture}")
+    print(f"pictures       {picture}, {args.out / 'digits.png'}")
 
 
 def _name(order: int, arm: str = "") -> str:
@@ -99,7 +108,7 @@ def fieller(
 
     All ratios r for which the mean of numerator - r denominator is not significantly different from
     0 (Fieller, "Some problems in interval estimation", 1954). None if the mean of the denominator
-    itself is not: then no ratio can be excluded, or all but a middle range cannot.
+    itself is not: the interval is not bounded then; and for a single pair.
 
     Example:
       >>> low, high = fieller([1.0, 1.1, 0.9], [2.0, 2.1, 1.9])
@@ -128,10 +137,14 @@ def fieller(
 def shown(numerator: Sequence[float], denominator: Sequence[float]) -> str:
     """The ratio of two means with its interval, as text."""
     mean = float(np.mean(denominator))
-    ratio = f"{float(np.mean(numerator)) / mean:.2f}" if mean else "undefined"
+    if mean <= 0:
+        return "there is no gain to share"
+    ratio = f"{float(np.mean(numerator)) / mean:.2f}"
+    if len(numerator) < 2:
+        return f"{ratio} (one seed: no interval)"
     limits = fieller(numerator, denominator)
     if limits is None:
-        return f"{ratio} (any: the equivariant gain is not significant)"
+        return f"{ratio} (no bounded interval: the equivariant gain is not significant)"
     return f"{ratio} ({limits[0]:.2f} to {limits[1]:.2f})"
 
 
@@ -149,6 +162,18 @@ def draw(accuracies: Mapping[str, Interval], file: pathlib.Path) -> None:
     axis.set_yticks([-row for row in range(len(accuracies))], list(accuracies))
     axis.set_xlabel("test error in %, mean and 95% interval over the seeds")
     axis.grid(axis="x", color="#dddddd")
+    save(figure, file)
+
+
+def draw_digits(config: Config, file: pathlib.Path, count: int = 24) -> None:
+    """Draws the first training images with their labels."""
+    images: Any = config.data.load(config.seed).train
+    figure, axes = blank(2, count // 2, (count // 2, 2.4))
+    for axis, image, label in zip(np.ravel(axes), images.input, images.label, strict=False):
+        axis.imshow(image[..., 0], cmap="gray")
+        axis.set_title(str(int(label)), fontsize=9)
+    for axis in np.ravel(axes):
+        axis.set_axis_off()
     save(figure, file)
 
 

@@ -156,3 +156,28 @@ def held_out(
         )
     order = permutation(n, seed, HELD_OUT)
     return np.sort(order[count:][:keep]), np.sort(order[:count])
+
+
+def held_out_groups(
+    group_N: np.ndarray, fraction: float, seed: int, keep: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `held_out`, but examples of one group are all held out or none of them.
+
+    Args:
+      group_N: the group of each example, (N,) integers.
+      fraction: part of the groups that is held out.
+      seed: 0 <= seed < 2**64.
+      keep: train on this many of the other examples only; None for all.
+
+    Returns:
+      Indices of the training and of the held-out examples.
+
+    Example:
+      >>> train, held = held_out_groups(np.array([0, 0, 1, 1]), 0.5, seed=0)
+      >>> sorted([train.tolist(), held.tolist()])
+      [[0, 1], [2, 3]]
+    """
+    names, number = np.unique(group_N, return_inverse=True)
+    out = np.isin(number, held_out(len(names), fraction, seed)[1])
+    training = np.flatnonzero(~out)
+    return training[held_out(len(training), 0, seed, keep)[0]], np.flatnonzero(out)

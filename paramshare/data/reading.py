@@ -218,7 +218,7 @@ def from_sources(
     Raises:
       DataError: if a number does not fit, or an example cannot be read.
     """
-    chosen, remaining = _divided(
+    chosen, remaining = order.held_out_groups(
         np.arange(len(train)) if group is None else group,
         fraction if validation is None else 0,
         seed,
@@ -256,16 +256,6 @@ def from_sources(
         std=std,
         view_of=view_of,
     )
-
-
-def _divided(
-    group: np.ndarray, fraction: float, seed: int, keep: int | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training and of the held-out examples, as `order.held_out` divides groups."""
-    names, number = np.unique(group, return_inverse=True)
-    held_out = np.isin(number, order.held_out(len(names), fraction, seed)[1])
-    training = np.flatnonzero(~held_out)
-    return training[order.held_out(len(training), 0, seed, keep)[0]], np.flatnonzero(held_out)
 
 
 def _loaded(source: Source) -> tuple[np.ndarray, Any]:

@@ -39,7 +39,7 @@ class RotNet(nn.Module):
       widths: channels of the six convolutions.
       order: channels per field, N; 1 for a network without fields.
       num_classes: number of outputs.
-      bias: whether convolutions have biases.
+      bias: whether convolutions have biases; not with fields.
       dtype: compute dtype. Parameters and outputs are float32.
       axis_name: mapped axis over which batch statistics are averaged; None for the batch alone.
 
@@ -79,6 +79,11 @@ class RotNet(nn.Module):
             raise ModelError(
                 f"widths are {self.widths} and order is {self.order}; every width must be a "
                 "multiple of the order"
+            )
+        if self.bias and self.order > 1:
+            raise ModelError(
+                f"bias is True and order is {self.order}; biases of single channels would tell the "
+                "rotations of a field apart: leave them out"
             )
         check_images(x_BxHxWxC)
         if min(x_BxHxWxC.shape[1:3]) < SMALLEST:

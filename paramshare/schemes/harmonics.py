@@ -4,6 +4,8 @@ import functools
 
 import numpy as np
 
+from paramshare.schemes.interface import SchemeError
+
 Frequencies = tuple[int, ...]
 WIDTH, LAST_WIDTH = 0.6, 0.4  # standard deviations of the rings, in pixels; of the outermost ring
 
@@ -22,7 +24,6 @@ def highest_frequencies(size: int) -> Frequencies:
     return (0, *outer)
 
 
-@functools.lru_cache(maxsize=64)
 def harmonics(size: int, order: int, frequencies: Frequencies) -> np.ndarray:
     r"""The functions g(r) cos(m phi) and g(r) sin(m phi), turned by all angles of a cyclic group.
 
@@ -34,6 +35,9 @@ def harmonics(size: int, order: int, frequencies: Frequencies) -> np.ndarray:
       size: side of the kernel, in pixels; odd.
       order: order of the group, N.
       frequencies: the highest frequency on each ring.
+
+    Raises:
+      SchemeError: if the size is even, or the order is not positive.
 
     Returns:
       (N, size, size, F) float64: turn n is by 2 pi n / N, counterclockwise where rows count
@@ -49,6 +53,15 @@ def harmonics(size: int, order: int, frequencies: Frequencies) -> np.ndarray:
     References:
       Weiler & Cesa, General E(2)-Equivariant Steerable CNNs, NeurIPS 2019, arXiv:1911.08251
     """
+    if size < 1 or size % 2 == 0 or order < 1:
+        raise SchemeError(
+            f"harmonics(size={size}, order={order}): the size must be odd, and the order 1 or more"
+        )
+    return _harmonics(size, order, tuple(frequencies))
+
+
+@functools.lru_cache(maxsize=64)
+def _harmonics(size: int, order: int, frequencies: Frequencies) -> np.ndarray:
     place = np.arange(size, dtype=np.float64) - size // 2
     y, x = -place[:, None], place[None, :]
     radius, angle = np.hypot(x, y), np.arctan2(y, x)
@@ -63,4 +76,7 @@ def harmonics(size: int, order: int, frequencies: Frequencies) -> np.ndarray:
             away = profile * (radius > 0)
             functions += [away * np.cos(phase), away * np.sin(phase)]
     basis = np.stack(functions, axis=-1)
-    return basis / np.sqrt(np.sum(basis**2, axis=(0, 1, 2)) / order)
+    norm = np.sqrt(np.sum(basis**2, axis=(0, 1, 2)) / order)
+    basis = basis / np.where(norm == 0, 1, norm)
+    basis.setflags(write=False)  # the callers share it
+    return basis

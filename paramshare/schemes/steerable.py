@@ -36,6 +36,11 @@ class Steerable(Scheme):
     turn with it and move on by one channel in every field: exactly for N = 2 and 4, for others
     as far as pixels represent turned functions.
 
+    This holds for convolutions of stride 1 with symmetric padding, without a bias (or with equal
+    biases in a field) and without groups that split a field. A stride s keeps it only where the
+    size of the padded image less that of the kernel is a multiple of s. The scheme sees the kernel
+    alone and cannot check these.
+
     So equivariance is a sharing scheme like any other: N^2 kernels of a pair of fields share N F
     learned numbers through templates that are fixed rather than learned. A layer on its own is a
     plain convolution; norms and nonlinearities must treat the channels of a field alike, as

@@ -1,7 +1,7 @@
 """Networks for rotated digits: Chavan et al., ICIP 2021, rotated MNIST and equivariance.
 
-The paper has the baseline, the equivariant and the repeated networks. The others answer what of
-their gain is width, copying or learned transforms.
+The paper has the baseline, the equivariant and the repeated networks. The others show how much of
+the gain comes from width, from copying, and from learned transforms.
 """
 
 import math
@@ -15,7 +15,7 @@ from paramshare.schemes.repetition_transform import Transform
 from paramshare.zoo.family import Network
 
 BASELINE = (22, 33, 45, 45, 67, 90)
-FIELDS = (16, 24, 32, 32, 48, 64)  # of C4; fewer for larger groups, so that parameters stay as many
+FIELDS = (16, 24, 32, 32, 48, 64)  # of C4; larger groups have fewer, and about as many parameters
 FACTORS = {4: 1.0, 8: math.sqrt(0.5), 16: 0.5}
 KERNELS = r"conv\d/kernel"
 

@@ -76,8 +76,16 @@ def test_few_digits_are_shown_several_times_but_in_one_part_only(tmp_path):
     assert (len(train), len(test)) == (300, 100)
     assert (len(set(train)), len(set(test))) == (30, 10)
     assert not set(train) & set(test)
-    first = [image for image, digit in zip(data.train.input, train, strict=True) if digit == 5]
-    assert len(first) in (10, 11) or len(first) == 0
+    assert {train.count(digit) for digit in train} == {10}  # at as many angles
+    one = [image for image, digit in zip(data.train.input, train, strict=True) if digit == train[0]]
+    assert len({image.tobytes() for image in one}) > 1 or one[0].max() < 12
+
+
+def test_digits_shown_several_times_are_not_validated_on(tmp_path):
+    config = RotatedDigits(path=arrays(tmp_path, 40), examples=300, tests=100, validation=0.2)
+    data: Any = config.load(seed=3)
+    train, validation = set(shown(data.train)), set(shown(data.validation))
+    assert not train & validation and len(validation) == 6 and len(train) == 24
 
 
 def test_idx_files_and_other_sizes_of_digits_serve_too(tmp_path):
@@ -97,7 +105,7 @@ def test_idx_files_and_other_sizes_of_digits_serve_too(tmp_path):
         ({"image": numbered(4).astype(float), "label": np.arange(4)}, "dtype float64.*uint8"),
         ({"image": numbered(4)[0], "label": np.arange(4)}, r"shape \(28, 28\)"),
         ({"image": numbered(4), "label": np.arange(3)}, "one for each of the 4 images"),
-        ({"image": numbered(4), "label": np.arange(4) - 1}, "runs from -1"),
+        ({"image": numbered(4), "label": np.arange(4) - 1}, "begins at -1"),
         (None, "cannot be read"),
     ],
     ids=["no labels", "floats", "one image", "too few labels", "negative", "not a file of arrays"],

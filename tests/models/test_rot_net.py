@@ -91,6 +91,7 @@ def test_norms_treat_the_channels_of_a_field_alike():
         ({"widths": (0, 4, 8, 8, 4, 8)}, "each of one channel or more"),
         ({"widths": WIDTHS, "order": 8}, "multiple of the order"),
         ({"widths": WIDTHS, "order": 0}, "multiple of the order"),
+        ({"widths": WIDTHS, "order": 4, "bias": True}, "bias is True and order is 4"),
     ],
 )
 def test_illegal_attributes(options, message):

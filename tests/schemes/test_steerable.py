@@ -1,5 +1,7 @@
 """Steerable kernels: equivariant convolutions, and nothing but them."""
 
+import functools
+import pathlib
 from typing import Any
 
 import flax.linen as nn
@@ -80,6 +82,56 @@ def test_smooth_images_turned_by_any_angle_of_the_group(order, tolerance):
     assert np.ptp(features, axis=1).max() > 0.1 * np.abs(features).max()
 
 
+@pytest.mark.parametrize(("order", "tolerance"), [(8, 0.08), (16, 0.08)])
+def test_layers_one_after_the_other_turn_smooth_images_too(order, tolerance):
+    """Lifting, ELU and two regular layers: by 45 or 22.5 degrees to 8% of the largest feature.
+
+    That of quarter turns is rounding. A roll the wrong way would be off by more than the features.
+    """
+    y, x = -(np.mgrid[:15, :15][0] - 7.0), np.mgrid[:15, :15][1] - 7.0
+    kernels = [drawn(Steerable(order, lifting=True), 7, 7, 1, 2 * order)]
+    kernels += [drawn(Steerable(order), 5, 5, 2 * order, 2 * order)] * 2
+
+    def features(angle: float) -> np.ndarray:
+        u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+        h: Any = np.exp(-((u - 3) ** 2 + (v - 1) ** 2) / 18) - np.exp(-((u + 2) ** 2 + v**2) / 18)
+        h = h[None, ..., None].astype(np.float32)
+        for kernel in kernels:
+            h = np.asarray(nn.elu(conv(h, kernel) / 10))
+        return h.reshape(2, order)
+
+    upright = features(0.0)
+    errors = [
+        np.abs(features(2 * np.pi * step / order) - np.roll(upright, step, axis=1)).max()
+        for step in range(order)
+    ]
+    assert max(errors) < tolerance * np.abs(upright).max()
+    assert max(errors[:: order // 4]) < 1e-4 * np.abs(upright).max()
+    assert np.ptp(upright, axis=1).max() > 0.5 * np.abs(upright).max()
+
+
+def test_kernels_of_e2cnn_are_kernels_of_ours():
+    """Random ones, stored by experiments/studies/rotnet_e2cnn.py with the version they are of."""
+    with np.load(pathlib.Path(__file__).parent / "stored" / "e2cnn.npz") as stored:
+        for name in (name for name in stored.files if name.startswith("kernel")):
+            order, _, lifting = map(int, name.split("-")[1:])
+            kernel = stored[name].transpose(2, 3, 1, 0)
+            scheme = Steerable(order, lifting=bool(lifting))
+            site = Site("conv/kernel", kernel.shape, std=1.0)
+            weights = scheme.from_dense((jnp.asarray(kernel),), (site,))
+            assert weights.bank["conv.kernel"].size == stored[f"weights-{name}"]
+            made = scheme.expand(weights, (site,))[0]
+            np.testing.assert_allclose(made, kernel, atol=2e-6 * np.abs(kernel).max())
+
+
+def test_the_basis_is_everybodys_and_cannot_be_written():
+    basis = harmonics(5, 4, [0, 2, 2])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="read-only"):
+        basis[:] = 0
+    with pytest.raises(SchemeError, match="the size must be odd"):
+        harmonics(4, 4, (0, 2))
+
+
 def test_projecting_an_equivariant_kernel_changes_nothing_and_any_other_one_is_made_equivariant():
     site = Site("conv/kernel", (5, 5, 4, 8), std=1.0)
     scheme = Steerable(4)
@@ -98,7 +150,8 @@ def test_projecting_an_equivariant_kernel_changes_nothing_and_any_other_one_is_m
 
 def test_a_network_of_steerable_layers_is_an_ordinary_one():
     """Any Flax convolution with the right numbers of channels takes the scheme."""
-    model = nn.Sequential([nn.Conv(8, (3, 3)), nn.elu, nn.Conv(4, (3, 3)), nn.elu])
+    conv = functools.partial(nn.Conv, kernel_size=(3, 3), use_bias=False)
+    model = nn.Sequential([conv(8), nn.elu, conv(4), nn.elu])
     plan = paramshare.Plan(
         paramshare.Rule("layers_0/kernel", Steerable(4, lifting=True), bank="lifting"),
         paramshare.Rule("layers_2/kernel", Steerable(4)),
@@ -137,6 +190,7 @@ def test_frequencies_are_those_that_pixels_can_tell_apart():
         ),
         (Steerable(4, frequencies=(0, 1)), (5, 5, 4, 4), "has 3 rings; .*must have 3 numbers"),
         (Steerable(4, frequencies=(4, 4)), (3, 3, 4, 4), r"cannot tell.*for example to \(0, 2\)"),
+        (Steerable(4, frequencies=(1,)), (1, 1, 4, 4), r"cannot tell.*for example to \(0,\)"),
     ],
 )
 def test_kernels_that_cannot_be_steerable_are_refused(scheme, shape, message):

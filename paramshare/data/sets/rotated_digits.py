@@ -23,7 +23,8 @@ class RotatedDigits(DataConfig):
 
     Like rotated MNIST, made anew: all digits of the source are shuffled and divided. If there are
     fewer digits than images, they are divided in the same proportion, and every digit is shown
-    several times, at another angle each time. No digit is in both parts.
+    several times, each time at a different angle. No digit is in two of the training, validation
+    and test parts.
 
     Raises:
       DataError: if a value is out of range, or the digits cannot be read.
@@ -64,17 +65,18 @@ class RotatedDigits(DataConfig):
             first = min(max(1, round(len(image) * self.examples / wanted)), len(image) - 1)
         parts = {TRAIN: (shuffled[:first], self.examples), TEST: (shuffled[first:], self.tests)}
 
-        def made(part: int) -> tuple[np.ndarray, np.ndarray]:
+        def made(part: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             which, count = parts[part]
             which = np.resize(which, count)  # repeats the digits if they are too few
             images, _ = rotated(image[which], self.turn, self.size, SEED, part, range(count))
-            return images, label[which]
+            return images, label[which], which
 
+        images, labels, which = made(TRAIN)
+        chosen, held_out = order.held_out_groups(which, self.validation, seed)
         return from_arrays(
-            made(TRAIN),
-            made(TEST),
+            (images[chosen], labels[chosen]),
+            made(TEST)[:2],
+            validation_data=(images[held_out], labels[held_out]),
             name=self.name,
-            validation=self.validation,
-            seed=seed,
             num_classes=classes,
         )
