@@ -263,8 +263,8 @@ def turn(image_BxHxWxC: jax.Array, angle_B: jax.Array) -> jax.Array:
 
     Example:
       >>> x = jnp.zeros((1, 5, 5, 1)).at[0, 2, 4].set(1)  # at the right edge
-      >>> top, left = jnp.argwhere(turn(x, jnp.array([90.0]))[0, :, :, 0] > 0.5)[0].tolist()
-      >>> top, left
+      >>> turned = jax.jit(turn)(x, jnp.array([90.0]))
+      >>> divmod(int(turned.argmax()), 5)  # row, column
       (0, 2)
     """
     B, H, W, C = image_BxHxWxC.shape

