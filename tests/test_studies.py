@@ -20,6 +20,8 @@ from paramshare.tasks import Measure
 from paramshare.training.config import ConfigError, load_file
 from paramshare.training.result import Evaluation, Result
 
+pytestmark = pytest.mark.usefixtures("equal_runs_share_programs")
+
 STUDIES = pathlib.Path(__file__).parents[1] / "experiments" / "studies"
 
 
