@@ -1,6 +1,7 @@
 """Cross-layer parameter sharing for JAX and Flax."""
 
 from paramshare.errors import ParamshareError
+from paramshare.groups import sites
 from paramshare.layout import Layout, PlanError
 from paramshare.measure.similarity import similarity
 from paramshare.models import ModelError
@@ -63,5 +64,6 @@ __all__ = [
     "reestimate",
     "share",
     "similarity",
+    "sites",
     "unloop",
 ]

@@ -34,11 +34,13 @@ class Parameter:
       shape: as the model holds it.
       dtype: as the model holds it.
       axes: its input and output axes, where they are not the last two.
+      owner: the class of the module that has it, such as "Dense".
     """
 
     shape: tuple[int, ...]
     dtype: Any
     axes: "Axes | None" = None
+    owner: str = ""
 
 
 class Axes(NamedTuple):
@@ -131,6 +133,7 @@ def measure(trace: Trace, stack_axes: Mapping[str, int | None]) -> dict[str, Sta
 def _trace(model: nn.Module, leaves: tuple[Any, ...], tree: Any, x64: bool) -> Trace:
     order: dict[tuple[str, ...], int] = {}
     axes: dict[tuple[str, ...], dict[str, Axes]] = {}
+    owners: dict[tuple[str, ...], str] = {}
     collections: dict[str, Any] = {}
     integers: set[str] = set()
 
@@ -139,6 +142,7 @@ def _trace(model: nn.Module, leaves: tuple[Any, ...], tree: Any, x64: bool) -> T
         if module.scope is None:  # a module that is used without being bound has no path
             return call(*args, **kwargs)
         order.setdefault(module.path, len(order))
+        owners.setdefault(module.path, type(module).__name__)
         result = call(*args, **kwargs)
         if context.method_name == "__call__":
             axes.setdefault(module.path, {}).update(module_axes(module, *args, **kwargs))
@@ -178,10 +182,10 @@ def _trace(model: nn.Module, leaves: tuple[Any, ...], tree: Any, x64: bool) -> T
         ]
 
     def parameter(path: str) -> Parameter:
-        *scope, name = path.split("/")
-        return Parameter(
-            shapes[path].shape, shapes[path].dtype, axes.get(tuple(scope), {}).get(name)
-        )
+        *names, name = path.split("/")
+        scope, shape = tuple(names), shapes[path]
+        found = axes.get(scope, {}).get(name)
+        return Parameter(shape.shape, shape.dtype, found, owners.get(scope, ""))
 
     parameters = {path: parameter(path) for path in sorted(shapes, key=rank)}
     return Trace(parameters, collections, jaxpr, frozenset(integers))

@@ -1,5 +1,6 @@
 """Plans: rules that say which parameters of a model draw on which bank, through which scheme."""
 
+import collections
 import dataclasses
 import difflib
 import operator
@@ -10,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from paramshare.groups import sites
 from paramshare.layout import Layout, PlanError, SharedBank, count_leaves
 from paramshare.parameters import Parameter, Trace, measure, trace
 from paramshare.schemes import Scheme, SchemeError, Site
@@ -24,8 +26,8 @@ class Rule:
       pattern: a regular expression that the whole parameter path must match. A path is its
         names joined by "/", without the leading "params".
       scheme: makes the weights.
-      bank: the bank's name. It may use named groups of the pattern in braces; one bank is
-        created per value.
+      bank: the bank's name. It may use named groups of the pattern in braces, and "{shape}" for the
+        shape of the weight, such as 3x3x16x16; one bank is created per value.
       paths: exact paths, instead of a pattern.
       stack_axis: for parameters that stack the weights of several layers (`nn.scan`, `nn.vmap`),
         the layer axis. Each layer is then a separate site.
@@ -84,7 +86,7 @@ class Rule:
         except re.error as error:
             raise PlanError(f"{self}: the pattern is not a regular expression: {error}") from None
         try:
-            self.bank.format(**dict.fromkeys(groups, ""))
+            self.bank.format(**{"shape": "", **dict.fromkeys(groups, "")})
         except (KeyError, IndexError, ValueError) as error:
             raise PlanError(
                 f"{self}: cannot format the bank name {self.bank!r} ({error}); the pattern's named "
@@ -96,20 +98,24 @@ class Rule:
             f"Rule({self.pattern!r})" if self.pattern is not None else f"Rule(paths={self.paths!r})"
         )
 
-    def match(self, path: str) -> str | None:
-        """The name of the bank that the parameter at `path` draws on, or None."""
+    def match(self, path: str, shape: tuple[int, ...] = ()) -> str | None:
+        """The name of the bank that the parameter at `path`, of this shape, draws on, or None."""
+        if self.stack_axis is not None:
+            shape = shape[: self.stack_axis] + shape[self.stack_axis + 1 :]
+        groups: dict[str, Any] = {"shape": "x".join(map(str, shape))}
         if self.pattern is None:
-            return self.bank if path in self.paths else None
+            return self.bank.format(**groups) if path in self.paths else None
         match = re.fullmatch(self.pattern, path)
         if match is None:
             return None
-        for name, value in match.groupdict().items():
+        groups |= match.groupdict()
+        for name, value in groups.items():
             if value is None and "{" + name in self.bank:
                 raise PlanError(
                     f"{self}: the bank name {self.bank!r} uses group {name!r}, but that group "
                     f"matched nothing in {path!r}"
                 )
-        return self.bank.format(**match.groupdict())
+        return self.bank.format(**groups)
 
     def sites(self, path: str, parameter: Parameter) -> list[Site]:
         """The sites of a parameter that the rule matches: one, or one for each stacked layer."""
@@ -202,6 +208,66 @@ class Plan:
             )
         )
 
+    @classmethod
+    def blocks(
+        cls,
+        model: nn.Module,
+        *example_inputs: Any,
+        scheme: Scheme,
+        include: str = r".*kernel",
+        **options: Any,
+    ) -> "Plan":
+        """A bank for each weight that recurs over numbered blocks, without regular expressions.
+
+        Weights recur if their paths differ in numbers only, as `block_0/mlp/kernel` and
+        `block_1/mlp/kernel` do, and their shapes are equal; two or more share a bank. Print
+        `paramshare.sites(model, ...)` to see which. Layers that are stacked in one parameter (by
+        `nn.scan`) need a rule with `stack_axis`.
+
+        Args:
+          model: any Flax linen module.
+          *example_inputs: the inputs that the model is initialized with.
+          scheme: makes the weights of each bank.
+          include: a regular expression that the whole path of a weight must match.
+          **options: further arguments of `model.init`.
+
+        Raises:
+          PlanError: if no weight recurs.
+
+        Example:
+          >>> import flax.linen as nn, jax.numpy as jnp
+          >>> from paramshare import Plan, Soft
+          >>> model = nn.Sequential([nn.Dense(8), nn.Dense(8), nn.Dense(8)])
+          >>> plan = Plan.blocks(model, jnp.ones((1, 8)), scheme=Soft(templates=2))
+          >>> [(rule.bank, len(rule.paths)) for rule in plan.rules]
+          [('layers.kernel', 3)]
+        """
+        try:
+            pattern = re.compile(include)
+        except re.error as error:
+            raise PlanError(f"include={include!r} is not a regular expression: {error}") from None
+        chosen = {
+            group: tuple(path for path in group.paths if pattern.fullmatch(path))
+            for group in sites(model, *example_inputs, **options).groups
+        }
+        found = {group: paths for group, paths in chosen.items() if len(paths) > 1}
+        if not found:
+            raise PlanError(
+                f"no weight of {type(model).__name__} whose path matches {include!r} recurs over "
+                "numbered blocks; print paramshare.sites(model, ...) to see the paths"
+            )
+        names = collections.Counter(group.name for group in found)
+        return cls(
+            *(
+                Rule(
+                    paths=paths,
+                    scheme=scheme,
+                    bank=group.name + (".{shape}" if names[group.name] > 1 else ""),
+                )
+                for group, paths in found.items()
+            )
+        )
+
     def resolve(self, model: nn.Module, *example_inputs: Any, **options: Any) -> Layout:
         """Matches the rules against the model's parameters, by tracing `model.init`.
 
@@ -250,7 +316,7 @@ class Plan:
         for number, rule in enumerate(self.rules):
             taken: dict[str, int] = {}
             for path, parameter in parameters.items():
-                bank = rule.match(path)
+                bank = rule.match(path, parameter.shape)
                 if bank is None:
                     continue
                 if path in claimed:

@@ -14,7 +14,18 @@ import paramshare
 
 ROOT = pathlib.Path(paramshare.__file__).parent
 FLOORS = [
-    *("errors", "storage", "ops", "schemes", "models", "layout", "parameters", "plan", "shared"),
+    *(
+        "errors",
+        "storage",
+        "ops",
+        "schemes",
+        "models",
+        "layout",
+        "parameters",
+        "groups",
+        "plan",
+        "shared",
+    ),
     *("penalties", "zoo", "measure", "transform", "tasks", "data", "training", "report", "cli"),
 ]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))

@@ -1,0 +1,90 @@
+"""The parameters of a model in groups: which weights recur from block to block."""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import flax.linen as nn
+
+from paramshare.layout import table
+from paramshare.parameters import trace
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Parameters whose paths differ in numbers only, of one shape.
+
+    Attributes:
+      pattern: the path with "*" for the numbers that differ.
+      paths: the paths, in the order in which the model calls their layers.
+      shape: the shape of each.
+      owner: the class of the module that has them.
+    """
+
+    pattern: str
+    paths: tuple[str, ...]
+    shape: tuple[int, ...]
+    owner: str
+
+    @property
+    def name(self) -> str:
+        """A name for a bank: the pattern without numbers, with dots for slashes."""
+        parts = (re.sub(r"[_*-]*\*[_*-]*", "", part) for part in self.pattern.split("/"))
+        return ".".join(part for part in parts if part)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sites:
+    """The parameters of a model, grouped; its text is a table."""
+
+    groups: tuple[Group, ...]
+
+    def __str__(self) -> str:
+        rows = [("parameter", "shape", "layer", "layers", "entries")]
+        for group in self.groups:
+            shape = "x".join(map(str, group.shape)) or "()"
+            entries = len(group.paths) * math.prod(group.shape)
+            rows.append((group.pattern, shape, group.owner, str(len(group.paths)), f"{entries:,}"))
+        return "\n".join(table(rows, right={3, 4}))
+
+
+def sites(model: nn.Module, *example_inputs: Any, **options: Any) -> Sites:
+    """The parameters of a model: paths, shapes, owning layers, and how many layers recur.
+
+    Parameters whose paths differ in numbers only and whose shapes are equal are one line, with "*"
+    for the numbers. `Plan.blocks` gives each such group a bank. Nothing is computed.
+
+    Args:
+      model: any Flax linen module.
+      *example_inputs: the inputs that the model is initialized with; only their shapes and dtypes
+        are used.
+      **options: further arguments of `model.init`.
+
+    Example:
+      >>> import flax.linen as nn, jax.numpy as jnp, paramshare
+      >>> model = nn.Sequential([nn.Dense(8), nn.Dense(8), nn.Dense(2)])
+      >>> print(paramshare.sites(model, jnp.ones((1, 8))))
+      parameter        shape  layer  layers  entries
+      ---------------  -----  -----  ------  -------
+      layers_*/bias    8      Dense       2       16
+      layers_*/kernel  8x8    Dense       2      128
+      layers_2/bias    2      Dense       1        2
+      layers_2/kernel  8x2    Dense       1       16
+    """
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for path, parameter in trace(model, *example_inputs, **options).parameters.items():
+        key = tuple(re.split(r"\d+", path)), parameter.shape, parameter.owner
+        found.setdefault(key, []).append(path)
+    groups = (
+        Group(_starred(paths), tuple(paths), shape, owner)
+        for (_, shape, owner), paths in found.items()
+    )
+    return Sites(tuple(groups))
+
+
+def _starred(paths: list[str]) -> str:
+    """The paths as one, with "*" for the numbers in which they differ."""
+    split = [re.split(r"(\d+)", path) for path in paths]
+    columns = (set(column) for column in zip(*split, strict=True))
+    return "".join(column.pop() if len(column) == 1 else "*" for column in columns)
