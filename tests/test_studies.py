@@ -135,6 +135,10 @@ def test_gains_of_rotated_digits_are_shared_out(tmp_path, monkeypatch, capsys):
     gain, own = [0.10, 0.10, 0.09], [0.04, 0.04, 0.03]
     low, high = module["fieller"](own, gain)
     assert f"| {np.mean(own) / np.mean(gain):.2f} ({low:.2f} to {high:.2f}) |" in text
+    where = "inside" if low <= 0.4 <= high else "above" if high < 0.4 else "below"
+    assert f"up to 0.40: C4: {where} the interval." in text
+    assert module["verdict"]([0.1, 0.11], [0.2, 0.1]).startswith("not decided")
+    assert module["verdict"]([0.01] * 3, [0.5, 0.51, 0.5]) == "above the interval"
     for picture in ("rotated_digits", "digits"):
         assert (out / f"{picture}.png").read_bytes()[:4] == b"\x89PNG"
     assert text.strip() in capsys.readouterr().out

@@ -41,6 +41,7 @@ ARMS = {
     "rpg": "one ring",
     "wide": "plain, as wide",
 }
+CLAIM = 0.4  # Chavan et al.: up to 40% of the gain
 Interval = tuple[float, float]
 
 
@@ -85,6 +86,14 @@ def main() -> None:
             share = shown(difference, gain)
             rows.append([names[_name(order, arm)], f"{mean:+.2%} ± {half:.2%}", share])
     text += "\n\n" + sweep.table(["network", "gain over the baseline", "share of the gain"], rows)
+    if "repeat" in arms:
+        verdicts = []
+        for order in args.groups:
+            repeated, equivariant = (
+                differences(scores[_name(order, arm)], scores[BASELINE]) for arm in ("repeat", "")
+            )
+            verdicts.append(f"C{order}: {verdict(repeated, equivariant)}")
+        text += f"\n\nThe paper's share of repetition, up to {CLAIM:.2f}: {'; '.join(verdicts)}."
     picture = args.out / "rotated_digits.png"
     draw({names[name]: interval(values) for name, values in scores.items()}, picture)
     draw_digits(config, args.out / "digits.png")
@@ -146,6 +155,16 @@ def shown(numerator: Sequence[float], denominator: Sequence[float]) -> str:
     if limits is None:
         return f"{ratio} (no bounded interval: the equivariant gain is not significant)"
     return f"{ratio} ({limits[0]:.2f} to {limits[1]:.2f})"
+
+
+def verdict(numerator: Sequence[float], denominator: Sequence[float]) -> str:
+    """Where the paper's share lies beside the interval of the measured one."""
+    limits = fieller(numerator, denominator)
+    if np.mean(denominator) <= 0 or limits is None:
+        return "not decided, for lack of a bounded interval"
+    if limits[0] <= CLAIM <= limits[1]:
+        return "inside the interval"
+    return f"{'below' if limits[0] > CLAIM else 'above'} the interval"
 
 
 def draw(accuracies: Mapping[str, Interval], file: pathlib.Path) -> None:
