@@ -2,11 +2,14 @@
 
 import pathlib
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 
+import jax
 import pytest
 
 from paramshare.cli import override
@@ -24,7 +27,7 @@ def run(environment, tmp_path) -> Callable[..., str]:
     """Runs Python with arguments in an empty folder, and returns what it prints."""
 
     def run(*command: str) -> str:
-        env = environment(MPLBACKEND="agg", NOTEBOOK_QUICK="1")
+        env = environment()
         done = subprocess.run(
             [sys.executable, *command], cwd=tmp_path, env=env, capture_output=True, text=True
         )
@@ -76,10 +79,18 @@ def test_commands_name_files_and_options_that_exist():
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[notebook.stem for notebook in NOTEBOOKS])
-def test_notebooks_convert_and_run(notebook, run):
-    """With reduced data: NOTEBOOK_QUICK is read by the notebooks."""
+def test_notebooks_convert_and_run(notebook, tmp_path, monkeypatch):
+    """With reduced data (they read NOTEBOOK_QUICK), under the settings that users have."""
     import jupytext
+    import matplotlib
 
     cells = jupytext.read(notebook).cells
     assert cells[0].cell_type == "markdown" and not any(cell.get("outputs") for cell in cells)
-    run("-W", "ignore::UserWarning:__main__", str(notebook))
+    monkeypatch.setenv("NOTEBOOK_QUICK", "1")
+    monkeypatch.chdir(tmp_path)
+    matplotlib.use("agg")
+    lenient = jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
+    with lenient[0], lenient[1], warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # pictures cannot be shown
+        runpy.run_path(str(notebook), run_name="__main__")
+    matplotlib.pyplot.close("all")
