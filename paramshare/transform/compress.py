@@ -74,11 +74,11 @@ def prune(
     Example:
       >>> import jax, paramshare
       >>> from paramshare.transform.compress import prune
-      >>> shared = paramshare.create_model("resnet8-rpg-1000", input_shape=(8, 8, 1))
-      >>> variables = jax.jit(shared.init)(jax.random.key(0), jax.numpy.ones((1, 8, 8, 1)))
+      >>> shared = paramshare.create_model("pathnet-2-4-rpg-160", input_shape=(6, 6, 2))
+      >>> variables = jax.jit(shared.init)(jax.random.key(0), jax.numpy.ones((1, 6, 6, 2)))
       >>> pruned = prune(shared, variables, 0.75)
       >>> int((pruned["banks"]["ring"]["ring"] == 0).sum())
-      750
+      120
     """
     check_shared("prune", shared, CompressError)
     if isinstance(fraction, bool) or not 0 <= fraction < 1:
@@ -131,11 +131,11 @@ def quantise(
     Example:
       >>> import jax, paramshare
       >>> from paramshare.transform.compress import finalise, quantise
-      >>> x = jax.numpy.ones((1, 8, 8, 1))
-      >>> shared = paramshare.create_model("resnet8-rpg-1000", input_shape=(8, 8, 1))
+      >>> x = jax.numpy.ones((1, 6, 6, 2))
+      >>> shared = paramshare.create_model("pathnet-2-4-rpg-160", input_shape=(6, 6, 2))
       >>> small, variables = quantise(shared, jax.jit(shared.init)(jax.random.key(0), x), bits=4)
       >>> small.layout["ring"].scheme
-      Compressed(scheme=Ring(size=1000, ...), bits=4, method='kmeans')
+      Compressed(scheme=Ring(size=160, ...), bits=4, method='kmeans')
       >>> plain, final = finalise(small, variables)
       >>> len(set(final["banks"]["ring"]["ring"].tolist())), plain.layout == shared.layout
       (16, True)
