@@ -82,15 +82,15 @@ def test_commands_name_files_and_options_that_exist():
 def test_notebooks_convert_and_run(notebook, tmp_path, monkeypatch):
     """With reduced data (they read NOTEBOOK_QUICK), under the settings that users have."""
     import jupytext
-    import matplotlib
+    from matplotlib import pyplot
 
     cells = jupytext.read(notebook).cells
     assert cells[0].cell_type == "markdown" and not any(cell.get("outputs") for cell in cells)
     monkeypatch.setenv("NOTEBOOK_QUICK", "1")
     monkeypatch.chdir(tmp_path)
-    matplotlib.use("agg")
+    pyplot.switch_backend("agg")
     lenient = jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
     with lenient[0], lenient[1], warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # pictures cannot be shown
         runpy.run_path(str(notebook), run_name="__main__")
-    matplotlib.pyplot.close("all")
+    pyplot.close("all")
