@@ -1,6 +1,5 @@
 """A network of six convolutions for rotated digits, whose channels may come in fields."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from paramshare.models.layers import ModelError, check_images, convolution
+from paramshare.models.layers import ModelError, check_images, layers
 
 # (kernel size, padding) of each convolution; 2x2 max-pools follow those in POOLED.
 CONVOLUTIONS = ((7, 1), (5, 2), (5, 2), (5, 2), (5, 2), (5, 0))
@@ -91,22 +90,14 @@ class RotNet(nn.Module):
                 f"images are {x_BxHxWxC.shape[1]}x{x_BxHxWxC.shape[2]}; a RotNet needs at least "
                 f"{SMALLEST} pixels per side: resize or pad them"
             )
-        norm = functools.partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=self.dtype,
-            axis_name=None if self.is_initializing() else self.axis_name,
-        )
+        conv, norm = layers(self, train, kernel_init=nn.initializers.lecun_normal())
         x = x_BxHxWxC
         for number, (size, padding) in enumerate(CONVOLUTIONS, start=1):
-            x = convolution(
+            x = conv(
                 self.widths[number - 1],
                 size,
                 bias=self.bias,
                 padding=padding,
-                dtype=self.dtype,
                 name=f"conv{number}",
             )(x)
             x = nn.elu(self._by_field(norm(axis=-2, name=f"norm{number}"), x))

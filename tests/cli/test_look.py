@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -19,18 +18,6 @@ from paramshare.training import bench as training
 from paramshare.training.derive import load_run
 from paramshare.training.evaluation import NonFinite
 from paramshare.training.signals import Interrupted
-
-
-@pytest.fixture(scope="session")
-def trained(small_run) -> pathlib.Path:
-    """The run that trains fastest: what is tested here does not depend on the network."""
-    return small_run
-
-
-@pytest.fixture(scope="session")
-def loaded(trained):
-    """The run of `trained`, its variables and their step."""
-    return load_run(trained)
 
 
 class OwnError(ParamshareError):
@@ -104,13 +91,14 @@ def test_models_and_summary(command):
     assert torchvision["counts"]["trainable"] == 3_504_872
 
 
-def test_a_summary_of_a_run_needs_no_data_set(command, refused, trained, loaded, monkeypatch):
-    data = type(loaded[0].config.data)
+def test_a_summary_of_a_run_needs_no_data_set(command, refused, small_run, monkeypatch):
+    run, *_ = load_run(small_run)
+    data = type(run.config.data)
     monkeypatch.setattr(data, "load", lambda *args: pytest.fail("the data set is loaded"))
-    counts = json.loads(command("summary", trained, "--json"))["counts"]
-    assert counts["trainable"] == loaded[0].model.layout.trainable
-    assert "leave out --stem" in refused("summary", trained, "--stem", "cifar")
-    assert "leave out --stem" in refused("summary", trained, "--stem", "")
+    counts = json.loads(command("summary", small_run, "--json"))["counts"]
+    assert counts["trainable"] == run.model.layout.trainable
+    assert "leave out --stem" in refused("summary", small_run, "--stem", "cifar")
+    assert "leave out --stem" in refused("summary", small_run, "--stem", "")
 
 
 def test_bad_arguments(refused):

@@ -14,7 +14,7 @@ from paramshare.data.sets.idx import Folder
 from paramshare.tasks.config import Count, Fraction
 
 SEED = 0  # of the division and of the angles: the images do not depend on the seed of a run
-TRAIN, TEST = range(2)
+TRAIN, TEST = 1, 2  # the shuffle draws from part 0
 
 
 @register("rotated_digits")
