@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import inspect
 import operator
 import types
@@ -75,7 +74,7 @@ class Shared(nn.Module):
         super().__post_init__()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(lambda model: model, args, kwargs)
+        return self._call(lambda model, *args, **kwargs: model(*args, **kwargs), args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         model = self.__dict__.get("model")
@@ -93,9 +92,12 @@ class Shared(nn.Module):
             # The property of a bound module may need parameters.
             bound = self.scope is not None and hasattr(found, "__get__")
             return self._call(operator.attrgetter(name), (), {}) if bound else getattr(model, name)
+
+        def called(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return getattr(model, name)(*args, **kwargs)
+
         return types.MethodType(
-            lambda module, *args, **kwargs: module._call(operator.attrgetter(name), args, kwargs),
-            self,
+            lambda module, *args, **kwargs: module._call(called, args, kwargs), self
         )
 
     @nn.nowrap
@@ -120,9 +122,7 @@ class Shared(nn.Module):
         if callable(method) and any(
             method is function for owner in owners for function in vars(owner).values()
         ):
-            return lambda module, *args, **kwargs: module._call(
-                lambda model: functools.partial(method, model), args, kwargs
-            )
+            return lambda module, *args, **kwargs: module._call(method, args, kwargs)
         return method
 
     def setup(self):
@@ -159,20 +159,15 @@ class Shared(nn.Module):
         banks = variables.pop("banks")
         return {**variables, "params": {**variables.get("params", {}), "banks": banks}}
 
-    def _call(self, member: Callable[[nn.Module], Any], args: tuple, kwargs: dict) -> Any:
-        """Calls what `member` takes from the model, or returns it if it cannot be called."""
-
+    def _call(self, function: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        """`function(model, *args, **kwargs)`, with the model's parameters filled in."""
         kernels = self.layout.expand(self._collected())
 
         def filled(params: Any) -> dict[str, Any]:
             return fill(params, kernels, self.layout.integers)
 
-        def called(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            value = member(model)
-            return value(*args, **kwargs) if callable(value) else value
-
         lifted = nn.map_variables(
-            called,
+            lambda model, *args, **kwargs: function(model, *args, **kwargs),
             "params",
             trans_in_fn=lambda params: {"params": filled(params.get("params", {}))},
             trans_out_fn=lambda params: {

@@ -38,6 +38,10 @@ class Base(nn.Module):
     def features(self):
         return self.width
 
+    @property
+    def activation(self):
+        return nn.relu
+
     def __call__(self, x):
         return self.encode(x)
 
@@ -95,6 +99,7 @@ def test_functions_of_other_modules_see_the_shared_module(shared, variables):
 def test_properties_and_attributes_are_those_of_the_model(shared, variables):
     assert (shared.features, shared.width, shared.kind) == (8, 8, "encoder")
     assert float(shared.bind(variables).factor) == 2.0
+    assert shared.activation is shared.bind(variables).activation is nn.relu  # not called
     with pytest.raises(AttributeError, match="no method or attribute 'size', and neither"):
         _ = shared.size
     assert not hasattr(shared, "layers")  # made by setup: the model's own
