@@ -1,5 +1,7 @@
 """`paramshare train --distributed`, the command itself, in processes that Slurm seems to start."""
 
+import contextlib
+import dataclasses
 import json
 import random
 import signal
@@ -8,7 +10,11 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
+
+from paramshare.training.config import load_file
+from paramshare.training.loop import train
 
 CONFIG = """from paramshare.data import Curriculum, Grids
 from paramshare.training.config import *
@@ -29,10 +35,10 @@ if os.environ["SLURM_PROCID"] == "1":
 """
 
 
-@pytest.fixture
-def start(tmp_path, environment):
+@contextlib.contextmanager
+def starter(folder, environment):
     """Starts processes of one device each; words of their own follow the command."""
-    (tmp_path / "config.py").write_text(CONFIG)
+    (folder / "config.py").write_text(CONFIG)
     started: list[subprocess.Popen] = []
 
     def begin(*own: list[str], count: int = 0) -> list[subprocess.Popen]:
@@ -49,7 +55,7 @@ def start(tmp_path, environment):
             started.append(
                 subprocess.Popen(
                     [sys.executable, "-m", "paramshare", *command],
-                    cwd=tmp_path,
+                    cwd=folder,
                     env=environment(1, **slurm),
                     stdout=-1,
                     stderr=-1,
@@ -62,6 +68,19 @@ def start(tmp_path, environment):
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def start(tmp_path, environment):
+    with starter(tmp_path, environment) as begin:
+        yield begin
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lonely(tmp_path_factory, environment):
+    """A process of two, the only one; it waits for the other while the tests before its own run."""
+    with starter(tmp_path_factory.mktemp("lonely"), environment) as begin:
+        yield begin(["--init-timeout", "3"], count=2)[0]
 
 
 def free_job() -> str:
@@ -80,13 +99,18 @@ def end(process: subprocess.Popen) -> tuple[int, str, list[str]]:
     return process.returncode, output, [x for x in lines if x.strip() and "img/s" not in x]
 
 
-def test_the_first_process_writes_the_result_and_the_report(start, tmp_path):
+def test_two_processes_train_as_one_and_the_first_writes_the_result(start, tmp_path):
     first, second = map(end, start(*[["--shard-banks"]] * 2))
     assert (first[0], second[0]) == (0, 0), (first, second)
     assert "report         run/report.html" in first[1] and "report" not in second[1]
     assert not first[2] and not second[2] and not second[1]
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["devices"].startswith("2 x") and result["last"]["count"] == 7
+    config = dataclasses.replace(load_file(tmp_path / "config.py"), shard_banks=True)
+    with jax.numpy_dtype_promotion("standard"):  # of optax's schedule
+        alone = train(config, tmp_path / "alone", devices=jax.devices()[:2], quiet=True)
+    assert result["last"]["loss"] == pytest.approx(alone.last.loss, rel=1e-3)
+    assert result["counts"] == alone.counts
     assert (tmp_path / "run/report.html").is_file()
     parts = tmp_path.glob("run/checkpoints/*/state/ocdbt.process_*")
     assert {part.name[-1] for part in parts} == {"0", "1"}  # each has written its own
@@ -126,8 +150,7 @@ def test_an_error_in_one_process_ends_both(start, tmp_path):
     assert fault[0].startswith("Traceback") and fault[-1] == "ZeroDivisionError: only here"
 
 
-def test_a_process_that_never_comes_is_one_line(start):
-    (process,) = start(["--init-timeout", "3"], count=2)
-    code, _, lines = end(process)
+def test_a_process_that_never_comes_is_one_line(lonely):
+    code, _, lines = end(lonely)
     assert code == 4 and len(lines) == 1
     assert "another process did not arrive in time, or the coordinator's port" in lines[0]

@@ -266,7 +266,7 @@ def wide(depth: int, width: float, k: int | None, classes: int, channels: int = 
     return total + 2 * widths[3] + widths[3] * classes + classes
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_closed_formula_for_any_legal_arguments(network, seed):
     draw = random.Random(seed)
     depth, k = 6 * draw.randint(2, 4) + 4, draw.randint(1, 12)
