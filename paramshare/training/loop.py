@@ -52,7 +52,7 @@ def train(
     """Trains a network, or resumes an interrupted run.
 
     During training the workdir holds `config.json`, `identity.json`, `metrics.jsonl`,
-    `checkpoints/` (the newest states) and `best/` (the variables of the epoch with the highest
+    `checkpoints/` (the newest states) and `best/` (the variables of the epoch with the best
     validation score; with a curriculum, among the epochs of the last phase). `result.json` is
     written at the end. Call `train` again with the same configuration to resume; the parameters are
     bit-identical to those of a run without interruption.
