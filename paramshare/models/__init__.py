@@ -10,6 +10,7 @@ from paramshare.models.resnet import ResNet
 from paramshare.models.resnext import ResNeXt
 from paramshare.models.retinanet import RetinaNet
 from paramshare.models.rot_net import RotNet
+from paramshare.models.sampling import sample
 from paramshare.models.several import Heads, Networks
 from paramshare.models.vgg import VGG
 from paramshare.models.vit import ViT
@@ -31,4 +32,5 @@ __all__ = [
     "RotNet",
     "ViT",
     "WideResNet",
+    "sample",
 ]
