@@ -407,7 +407,7 @@ def _bar(tracks: list[Track], step: int, *, hidden: bool) -> tqdm:
     return tqdm(
         total=run.steps * size,
         initial=step * size,
-        unit="img",
+        unit="img" if len(run.data.input_shape) == 3 else "seq",
         unit_scale=True,
         desc=run.config.model.name,
         disable=hidden,

@@ -1,5 +1,6 @@
 """A run before its first step: configuration, data, network and devices, checked together."""
 
+import ast
 import dataclasses
 import functools
 import hashlib
@@ -31,7 +32,7 @@ from paramshare.training.result import RunFacts
 from paramshare.training.slices import cut_banks, is_sliced, join_banks, norm_over, sliced_model
 from paramshare.training.state import AXIS, State, cached_for, init_state, training_trace
 from paramshare.training.tied import tie
-from paramshare.zoo import create_model
+from paramshare.zoo import create_model, options_of
 
 # Raised when the library computes the same in another way, so that programs of runs that were begun
 # before are not compared. 2: soft sharing and permutations became faster (November 2026).
@@ -210,7 +211,7 @@ def prepare(
 
 def _with_model(config: Config, model: nn.Module) -> Config:
     """The configuration with the name of a network that was passed in."""
-    fields = ("tied", "num_classes", "bfloat16", "sync_batch_norm", "form", "stem")
+    fields = ("tied", "num_classes", "bfloat16", "sync_batch_norm", "form", "stem", "options")
     changed = [name for name in fields if getattr(config.model, name) != getattr(Model(), name)]
     if changed:
         raise ConfigError(
@@ -247,9 +248,35 @@ def named_network(
     options |= {"axis_name": AXIS} if settings.sync_batch_norm else {}
     options |= {"form": settings.form} if settings.form else {}
     options |= {"stem": settings.stem} if settings.stem else {}
+    options |= _further_options(settings, options)
     model = create_model(settings.name, input_shape=input_shape, **options)
     model = tie(model, settings) if settings.tied else model
     return compressed_network(model, config)
+
+
+def _further_options(settings: Model, taken: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that `settings.options` names, with their values."""
+    allowed = set(options_of(settings.name)) - {"dtype", "axis_name", "form", "stem", "length"}
+    options: dict[str, Any] = {}
+    for entry in settings.options:
+        name, equals, text = entry.partition("=")
+        if name not in allowed - set(taken):
+            remedy = f"its options are {', '.join(sorted(allowed))}" if allowed else "it has none"
+            raise ConfigError(
+                f"model.options holds {entry!r}, which is no option of {settings.name} to set "
+                f"here; {remedy}"
+            )
+        if name in options:
+            raise ConfigError(f"model.options holds {name!r} twice; leave one out")
+        try:
+            options[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            example = "heads=4" if equals else f"{name}=4"
+            raise ConfigError(
+                f"model.options holds {entry!r}; it must be NAME=VALUE, with a number, True, False "
+                f"or None, such as {example}"
+            ) from None
+    return options
 
 
 def check_batch(run: Run) -> None:

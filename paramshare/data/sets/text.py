@@ -30,7 +30,7 @@ class Text(DataConfig):
     """The next character of a text.
 
     The text is divided in order: the training part first, the test part last. Without a path, it
-    is scikit-learn's descriptions of its data sets, about 60 kB of English.
+    is scikit-learn's descriptions of its data sets, about 40 kB of English.
     """
 
     name: str = "text"
