@@ -9,6 +9,7 @@ from paramshare.penalties import PenaltyError, orthogonality, recurrence
 from paramshare.plan import Plan, Rule
 from paramshare.schemes import (
     FilterBasis,
+    Relaxed,
     Repeat,
     Ring,
     SchemeError,
@@ -16,6 +17,7 @@ from paramshare.schemes import (
     Soft,
     Steerable,
     Tied,
+    Transposed,
 )
 from paramshare.shared import Shared, count, decay_mask, share
 from paramshare.transform.batch_statistics import StatisticsError, reestimate
@@ -39,6 +41,7 @@ __all__ = [
     "PenaltyError",
     "Plan",
     "PlanError",
+    "Relaxed",
     "Repeat",
     "Ring",
     "Rule",
@@ -49,6 +52,7 @@ __all__ = [
     "StatisticsError",
     "Steerable",
     "Tied",
+    "Transposed",
     "__version__",
     "bake",
     "convert",
