@@ -7,13 +7,11 @@ import jax
 
 from paramshare.schemes.interface import (
     Filters,
-    Scheme,
     SchemeError,
     Site,
     Weights,
     path_order,
 )
-from paramshare.schemes.tied import Tied
 from paramshare.schemes.wrapper import Wrapper
 
 
@@ -23,10 +21,10 @@ class Transposed(Wrapper):
 
     .. math:: W_l = M_l^T \text{ for transposed sites}, \quad W_l = M_l \text{ for others}
 
-    M_l is what the wrapped scheme makes. The wrapped scheme sees every site as a matrix (*receptive,
-    inputs, outputs), with inputs and outputs exchanged for transposed sites. So
-    `Transposed(Tied())` gives an embedding (V, D) and an output layer (D, V) one table (Press &
-    Wolf), and `Transposed(Tied(scaled=True))` gives each of the two a scale.
+    M_l is what the wrapped scheme makes. It sees every site as a matrix (*receptive, inputs,
+    outputs), with inputs and outputs exchanged for transposed sites. So `Transposed(Tied())` gives
+    an embedding (V, D) and an output layer (D, V) one table (Press & Wolf), and
+    `Transposed(Tied(scaled=True))` gives each of the two a scale.
 
     Args:
       scheme: makes the matrices.
@@ -53,7 +51,6 @@ class Transposed(Wrapper):
       arXiv:1608.05859.
     """
 
-    scheme: Scheme = Tied()
     transposed: str | None = None
 
     def __post_init__(self):

@@ -1,5 +1,7 @@
 """Relaxed sharing: low-rank differences, and what a fit to dense kernels leaves."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +40,7 @@ def test_kernels_start_as_without_differences(inner):
 def test_rank_0_is_the_wrapped_scheme():
     scheme, inner = Relaxed(Soft(2), 0), Soft(2)
     assert scheme.shapes(SITES) == inner.shapes(SITES)
-    weights = inner.from_dense(kernels(), SITES)
+    weights = inner.from_dense(kernels(), SITES)  # pyright: ignore
     np.testing.assert_array_equal(scheme.mixing(weights, SITES), inner.mixing(weights, SITES))
     assert Relaxed(Tied(groups=(0, 1, 0, 1, 0)), 0).groups_of(SITES) == (0, 1, 0, 1, 0)
     assert Relaxed(Tied(), 1).groups_of(SITES) is Relaxed(Soft(2), 1).mixing(weights, SITES) is None
@@ -46,13 +48,13 @@ def test_rank_0_is_the_wrapped_scheme():
 
 def test_a_higher_rank_and_every_round_reduce_the_error(monkeypatch):
     errors = [error(Relaxed(Tied(), rank), kernels()) for rank in (0, 1, 3, 6, 10)]
-    assert all(low < 0.9 * high for high, low in zip(errors, errors[1:], strict=False))
+    assert all(low < 0.9 * high for high, low in itertools.pairwise(errors))
     assert errors[-1] < 1e-9 * errors[0]
     rounds = []
     for count in (1, 2, 4, 10):
         monkeypatch.setattr(relaxed, "ROUNDS", count)
         rounds.append(error(Relaxed(Tied(), 3), kernels(rank=3)))
-    assert all(low < 0.9 * high for high, low in zip(rounds, rounds[1:], strict=False))
+    assert all(low < 0.9 * high for high, low in itertools.pairwise(rounds))
 
 
 def test_the_first_round_is_the_paper_s(monkeypatch):
@@ -94,10 +96,10 @@ def test_a_step_of_training_makes_the_layers_differ():
     ("make", "message"),
     [
         (lambda: Relaxed(Tied(), -1), r"Relaxed\(rank=-1\): rank must be an integer, 0 or more"),
-        (lambda: Relaxed(Tied(), 1.5), "rank must be an integer"),
-        (lambda: Relaxed(Tied(), 1, scale="yes"), "scale must be True or False"),
-        (lambda: Relaxed(8, 1), r"Relaxed\(8\): the first argument must be a sharing scheme"),
-        (lambda: Relaxed(Tied, 1), "the first argument must be a sharing scheme"),
+        (lambda: Relaxed(Tied(), *[1.5]), "rank must be an integer"),  # pyright: ignore
+        (lambda: Relaxed(Tied(), 1, **{"scale": "yes"}), "scale must be True or False"),  # pyright: ignore
+        (lambda: Relaxed(*[8, 1]), r"Relaxed\(8\): the first argument must be a sharing scheme"),  # pyright: ignore
+        (lambda: Relaxed(*[Tied, 1]), "the first argument must be a sharing scheme"),
     ],
 )
 def test_bad_arguments(make, message):

@@ -31,7 +31,7 @@ def test_embedding_and_head_are_one_table_that_trains():
     gradient = jax.grad(lambda v: jnp.sum(shared.apply(v, tokens) ** 2))(variables)
 
     def unshared(params):
-        return jnp.sum(Language().apply({"params": params}, tokens) ** 2)
+        return jnp.sum(Language().apply({"params": params}, tokens) ** 2)  # pyright: ignore
 
     parts = jax.grad(unshared)(dense)
     expected = parts["embed"]["embedding"] + parts["head"]["kernel"].T
@@ -53,7 +53,7 @@ def test_heads_are_matrices():
     query, out = dense["query"]["kernel"].reshape(8, 8), dense["out"]["kernel"].reshape(8, 8)
     ratio = query / out.T
     np.testing.assert_allclose(ratio, np.full((8, 8), ratio[0, 0]), rtol=1e-5)
-    with pytest.raises(PlanError, match="none of the sites is transposed: .*pass a regular"):
+    with pytest.raises(PlanError, match=r"none of the sites is transposed: .*pass a regular"):
         share()
 
 
@@ -69,14 +69,16 @@ def test_each_has_its_scale():
     ("make", "message"),
     [
         (lambda: Transposed(Tied(), transposed="("), "not a regular expression"),
-        (lambda: Transposed(Tied(), transposed=1), "must be a regular expression, got 1"),
-        (lambda: Transposed("tied"), "the first argument must be a sharing scheme"),
+        (lambda: Transposed(Tied(), **{"transposed": 1}), "must be a regular expression, got 1"),  # pyright: ignore
+        (lambda: Transposed(*["tied"]), "the first argument must be a sharing scheme"),  # pyright: ignore
         (
-            lambda: Transposed().check((Site("a", (3,)), Site("b", (2, 3)))),
+            lambda: Transposed(Tied()).check((Site("a", (3,)), Site("b", (2, 3)))),
             r"a is a vector, of shape \(3,\)",
         ),
         (
-            lambda: Transposed().check((Site("a", (2, 3)), Site("b", (3, 4)), Site("c", (3, 2)))),
+            lambda: Transposed(Tied()).check(
+                (Site("a", (2, 3)), Site("b", (3, 4)), Site("c", (3, 2)))
+            ),
             "needs sites of one shape",
         ),
     ],
