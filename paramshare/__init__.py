@@ -6,7 +6,8 @@ from paramshare.layout import Layout, PlanError
 from paramshare.measure.similarity import similarity
 from paramshare.models import ModelError
 from paramshare.penalties import PenaltyError, orthogonality, recurrence
-from paramshare.plan import Plan, Rule
+from paramshare.plan import Plan
+from paramshare.rule import Rule
 from paramshare.schemes import (
     FilterBasis,
     Relaxed,
