@@ -1,16 +1,16 @@
 """Plans: rules that say which parameters of a model draw on which bank, through which scheme."""
 
-import collections
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 
-from paramshare.groups import sites
-from paramshare.layout import Layout, PlanError, SharedBank, count_leaves
+from paramshare.budget import fill_budget
+from paramshare.groups import bank_names, selected
+from paramshare.layout import Layout, PlanError, SharedBank, count_leaves, table
 from paramshare.parameters import Trace, measure, trace
 from paramshare.partitioning import partition
 from paramshare.rule import Rule
@@ -42,6 +42,15 @@ class Plan:
         if not rules:
             raise PlanError("a plan needs at least one rule")
         self.rules = rules
+
+    def __str__(self) -> str:
+        rows = [("bank", "scheme", "weights")]
+        for rule in self.rules:
+            weights = rule.pattern if rule.pattern is not None else str(len(rule.paths))
+            rows.append((rule.bank, str(rule.scheme), weights))
+        return "\n".join(
+            table(rows, right={2} if not any(r.pattern for r in self.rules) else set())
+        )
 
     def __repr__(self) -> str:
         return f"Plan({', '.join(map(repr, self.rules))})"
@@ -81,7 +90,8 @@ class Plan:
         model: nn.Module,
         *example_inputs: Any,
         scheme: Scheme,
-        include: str = r".*kernel",
+        include: str | None = None,
+        target_modules: str | Sequence[str] | None = None,
         **options: Any,
     ) -> "Plan":
         """A bank for each weight that recurs over numbered blocks, without regular expressions.
@@ -95,7 +105,11 @@ class Plan:
           model: any Flax linen module.
           *example_inputs: the inputs that the model is initialized with.
           scheme: makes the weights of each bank.
-          include: a regular expression that the whole path of a weight must match.
+          include: a regular expression that the whole path of a weight must match; kernels by
+            default.
+          target_modules: the layers to share instead, as in PEFT: "all-linear" for the kernels of
+            dense layers, or names such as ["query", "value"] for the kernels of layers with these
+            names; a text is a regular expression of the whole path of a layer.
           **options: further arguments of `model.init`.
 
         Raises:
@@ -109,29 +123,89 @@ class Plan:
           >>> [(rule.bank, len(rule.paths)) for rule in plan.rules]
           [('layers.kernel', 3)]
         """
-        try:
-            pattern = re.compile(include)
-        except re.error as error:
-            raise PlanError(f"include={include!r} is not a regular expression: {error}") from None
-        chosen = {
-            group: tuple(path for path in group.paths if pattern.fullmatch(path))
-            for group in sites(model, *example_inputs, **options).groups
-        }
-        found = {group: paths for group, paths in chosen.items() if len(paths) > 1}
+        groups = selected(model, example_inputs, options, include, target_modules)
+        found = [group for group in groups if len(group.paths) > 1]
         if not found:
+            chosen = f"include={include!r}, target_modules={target_modules!r}"
             raise PlanError(
-                f"no weight of {type(model).__name__} whose path matches {include!r} recurs over "
-                "numbered blocks; print paramshare.sites(model, ...) to see the paths"
+                f"no weight of {type(model).__name__} that {chosen} selects recurs over numbered "
+                "blocks; print paramshare.sites(model, ...) to see the paths"
             )
-        names = collections.Counter(group.name for group in found)
+        return cls(
+            *(
+                Rule(paths=group.paths, scheme=scheme, bank=name)
+                for group, name in zip(found, bank_names(found), strict=True)
+            )
+        )
+
+    @classmethod
+    def budget(
+        cls,
+        model: nn.Module,
+        *example_inputs: Any,
+        trainable: int,
+        scheme: Callable[[int], Scheme],
+        include: str | None = None,
+        target_modules: str | Sequence[str] | None = None,
+        **options: Any,
+    ) -> "Plan":
+        """The largest plan of a kind with at most so many trainable parameters.
+
+        All selected weights share one bank if the scheme can serve them, as `Ring` can; else those
+        that recur share one, as in `Plan.blocks`. The size of the scheme is the largest that fits,
+        the same for all banks; then single banks get more, as long as it fits. `print(plan)` shows
+        what was chosen.
+
+        Args:
+          model: any Flax linen module.
+          *example_inputs: the inputs that the model is initialized with.
+          trainable: the number of trainable parameters of the whole model to fill, including those
+            that are not shared.
+          scheme: makes a scheme of a size, 1 or more, such as `Ring`, `Soft` or `lambda rank:
+            Relaxed(Tied(), rank)`. A larger size must not need fewer parameters.
+          include: as for `Plan.blocks`.
+          target_modules: as for `Plan.blocks`.
+          **options: further arguments of `model.init`.
+
+        Raises:
+          PlanError: if the smallest size does not fit, or the plain model has no more parameters
+            than that.
+
+        Example:
+          >>> import flax.linen as nn, jax.numpy as jnp, paramshare
+          >>> from paramshare import Plan, Ring
+          >>> model = nn.Sequential([nn.Dense(64), nn.Dense(64), nn.Dense(10)])
+          >>> x = jnp.ones((1, 64))
+          >>> plan = Plan.budget(model, x, trainable=1000, scheme=Ring)
+          >>> print(plan)
+          bank    scheme          weights
+          ------  --------------  -------
+          shared  Ring(size=862)        3
+          >>> paramshare.share(model, plan, x).layout.trainable
+          1000
+        """
+        groups = selected(model, example_inputs, options, include, target_modules)
+        paths = tuple(path for group in groups for path in group.paths)
+
+        def resolved(plan: Plan) -> Layout:
+            return plan.resolve(model, *example_inputs, **options)
+
+        try:
+            layout = resolved(cls(Rule(paths=paths, scheme=scheme(1))))
+        except PlanError:
+            kind = {"include": include, "target_modules": target_modules}
+            layout = resolved(
+                cls.blocks(model, *example_inputs, scheme=scheme(1), **kind, **options)
+            )
+        sizes = fill_budget(layout, trainable, scheme)
         return cls(
             *(
                 Rule(
-                    paths=paths,
-                    scheme=scheme,
-                    bank=group.name + (".{shape}" if names[group.name] > 1 else ""),
+                    paths=tuple(dict.fromkeys(site.path for site in bank.sites)),
+                    scheme=scheme(sizes[bank.name]),
+                    bank=bank.name,
                 )
-                for group, paths in found.items()
+                for bank in layout.banks
             )
         )
 

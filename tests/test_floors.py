@@ -24,6 +24,7 @@ FLOORS = [
         "partitioning",
         "layout",
         "groups",
+        "budget",
         "rule",
         "plan",
         "shared",
