@@ -6,9 +6,11 @@ from paramshare.layout import Layout, PlanError
 from paramshare.measure.similarity import similarity
 from paramshare.models import ModelError
 from paramshare.penalties import PenaltyError, orthogonality, recurrence
-from paramshare.plan import Plan, Rule
+from paramshare.plan import Plan
+from paramshare.rule import Rule
 from paramshare.schemes import (
     FilterBasis,
+    Relaxed,
     Repeat,
     Ring,
     SchemeError,
@@ -16,6 +18,7 @@ from paramshare.schemes import (
     Soft,
     Steerable,
     Tied,
+    Transposed,
 )
 from paramshare.shared import Shared, count, decay_mask, share
 from paramshare.transform.batch_statistics import StatisticsError, reestimate
@@ -39,6 +42,7 @@ __all__ = [
     "PenaltyError",
     "Plan",
     "PlanError",
+    "Relaxed",
     "Repeat",
     "Ring",
     "Rule",
@@ -49,6 +53,7 @@ __all__ = [
     "StatisticsError",
     "Steerable",
     "Tied",
+    "Transposed",
     "__version__",
     "bake",
     "convert",

@@ -1,14 +1,18 @@
 """The parameters of a model in groups: which weights recur from block to block."""
 
+import collections
 import dataclasses
 import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 
-from paramshare.layout import table
+from paramshare.layout import PlanError, table
 from paramshare.parameters import trace
+
+LINEAR = ("Dense", "DenseGeneral", "Einsum", "Linear", "LinearGeneral")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +85,78 @@ def sites(model: nn.Module, *example_inputs: Any, **options: Any) -> Sites:
         for (_, shape, owner), paths in found.items()
     )
     return Sites(tuple(groups))
+
+
+def selected(
+    model: nn.Module,
+    example_inputs: Sequence[Any],
+    options: Mapping[str, Any],
+    include: str | None,
+    target_modules: str | Sequence[str] | None,
+) -> list[Group]:
+    """The groups of a model's parameters, with those paths that are chosen.
+
+    Args:
+      model: as for `sites`.
+      example_inputs: as for `sites`.
+      options: as for `sites`.
+      include: see `Plan.blocks`.
+      target_modules: see `Plan.blocks`.
+
+    Raises:
+      PlanError: if both are given, or an expression is malformed, or nothing is chosen.
+    """
+    if include is not None and target_modules is not None:
+        raise PlanError(
+            f"include={include!r} and target_modules={target_modules!r} both say which weights to "
+            "share; pass one of them"
+        )
+    pattern = r"(?:.*/)?kernel" if include is None else include
+    linear = target_modules == "all-linear"
+    if isinstance(target_modules, str) and not linear:
+        pattern = f"(?:{target_modules})/kernel"
+    elif target_modules is not None and not linear:
+        pattern = f"(?:.*/)?(?:{'|'.join(map(re.escape, target_modules))})/kernel"
+    try:
+        chosen = re.compile(pattern)
+    except re.error as error:
+        name = "include" if target_modules is None else "target_modules"
+        value = include if target_modules is None else target_modules
+        raise PlanError(f"{name}={value!r} is not a regular expression: {error}") from None
+    groups = sites(model, *example_inputs, **options).groups
+    found = (
+        dataclasses.replace(group, paths=tuple(filter(chosen.fullmatch, group.paths)))
+        for group in groups
+        if not linear or group.owner in LINEAR
+    )
+    result = [group for group in found if group.paths]
+    if not result:
+        raise PlanError(
+            f"no weight of {type(model).__name__} matches include={include!r}, target_modules="
+            f"{target_modules!r}; print paramshare.sites(model, ...) to see the paths"
+        )
+    return result
+
+
+def bank_names(groups: Sequence[Group]) -> list[str]:
+    """Different names for the banks of groups; "{shape}" where only the shape tells them apart.
+
+    Example:
+      >>> kernels = [Group("a_*/kernel", (), (2,), "Dense"), Group("a*/kernel", (), (2,), "Dense")]
+      >>> bank_names([*kernels, Group("b*/kernel", (), (3,), "Dense")])
+      ['a.kernel.1', 'a.kernel.2', 'b.kernel']
+    """
+    same = collections.Counter(group.name for group in groups)
+    alike = collections.Counter((group.name, group.shape) for group in groups)
+    seen: collections.Counter[Any] = collections.Counter()
+    names = []
+    for group in groups:
+        name, key = group.name, (group.name, group.shape)
+        seen[key] += 1
+        if alike[key] < same[name]:
+            name += ".{shape}"
+        names.append(f"{name}.{seen[key]}" if alike[key] > 1 else name)
+    return names
 
 
 def _starred(paths: list[str]) -> str:

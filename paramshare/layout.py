@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from paramshare.errors import ParamshareError
+from paramshare.partitioning import Partition
 from paramshare.schemes import Scheme, SchemeError, Site, Sliced, Weights
 
 COLLECTIONS = ("coefficients", "own")  # entries of variables["params"]; the third is "model"
@@ -27,11 +28,15 @@ class PlanError(ParamshareError):
 
 @dataclasses.dataclass(frozen=True)
 class SharedBank:
-    """One bank: a name, a scheme, and the sites that draw on the bank, in layer order."""
+    """One bank: a name, a scheme, and the sites that draw on the bank, in layer order.
+
+    `partition` says how a device mesh divides its arrays; None does not divide them.
+    """
 
     name: str
     scheme: Scheme
     sites: tuple[Site, ...]
+    partition: Partition | None = None
 
     @property
     def trainable(self) -> tuple[int, int, int]:
@@ -109,6 +114,21 @@ class Layout:
                 raise PlanError(f"bank {bank.name!r}: {error}") from error
         return variables_of(weights)
 
+    def boxed(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """Variables with the arrays of partitioned banks in boxes; see `SharedBank.partition`.
+
+        Banks are boxed, and own weights; coefficients are small, and whole on every device.
+        """
+        variables = dict(variables)
+        for bank in self.banks if any(bank.partition for bank in self.banks) else ():
+            for collection, key in (("banks", None), ("params", "own")):
+                tree = variables.get(collection, {})
+                entries = tree if key is None else tree.get(key, {})
+                if bank.partition and bank.name in entries:
+                    entries = {**entries, bank.name: bank.partition.box(entries[bank.name])}
+                    variables[collection] = entries if key is None else {**tree, key: entries}
+        return variables
+
     def weights(self, variables: Mapping[str, Any]) -> dict[str, Weights]:
         """The arrays of every bank: `{BANK: Weights}`.
 
@@ -123,6 +143,7 @@ class Layout:
         params = variables.get("params", {})
         places = {"banks": variables.get("banks", {})}
         places |= {f"params/{name}": params.get(name, {}) for name in COLLECTIONS}
+        places = nn.meta.unbox(places)
         weights = {}
         for bank in self.banks:
             for (place, entries), size in zip(places.items(), bank.trainable, strict=True):
@@ -209,7 +230,7 @@ class Layout:
                 scheme.check(self[name].sites)
             except SchemeError as error:
                 raise PlanError(f"bank {name!r}: {error}") from error
-        banks = [SharedBank(b.name, schemes.get(b.name, b.scheme), b.sites) for b in self.banks]
+        banks = [dataclasses.replace(b, scheme=schemes.get(b.name, b.scheme)) for b in self.banks]
         return dataclasses.replace(self, banks=tuple(banks))
 
     def sliced(self, axis: str, count: int, dtype: str | None = None) -> "Layout":

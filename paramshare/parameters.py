@@ -46,12 +46,16 @@ class Parameter:
       dtype: as the model holds it.
       axes: its input and output axes, where they are not the last two.
       owner: the class of the module that has it, such as "Dense".
+      names: the names of its axes on a device mesh, from `nn.with_partitioning`; () for none.
+      logical: whether they are logical names, from `nn.with_logical_partitioning`.
     """
 
     shape: tuple[int, ...]
     dtype: Any
     axes: "Axes | None" = None
     owner: str = ""
+    names: tuple[Any, ...] = ()
+    logical: bool = False
 
 
 class Axes(NamedTuple):
@@ -147,6 +151,7 @@ def _trace(model: nn.Module, leaves: tuple[Any, ...], tree: Any, x64: bool) -> T
     owners: dict[tuple[str, ...], str] = {}
     collections: dict[str, Any] = {}
     integers: set[str] = set()
+    names: dict[str, tuple[tuple[Any, ...], bool]] = {}  # and whether they are logical
 
     def note(call, args, kwargs, context):
         module = context.module
@@ -170,7 +175,12 @@ def _trace(model: nn.Module, leaves: tuple[Any, ...], tree: Any, x64: bool) -> T
             ],
         )
         with nn.intercept_methods(note):
-            variables = nn.meta.unbox(model.init(key, *args, **options))
+            boxed = model.init(key, *args, **options)
+        for scopes, leaf in flatten_dict(boxed.get("params", {})).items():
+            if isinstance(leaf, nn.Partitioned):
+                logical = isinstance(leaf, nn.LogicallyPartitioned)
+                names["/".join(map(str, scopes))] = leaf.names, logical
+        variables = nn.meta.unbox(boxed)
         collections.update(
             jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
         )
@@ -193,10 +203,12 @@ def _trace(model: nn.Module, leaves: tuple[Any, ...], tree: Any, x64: bool) -> T
         ]
 
     def parameter(path: str) -> Parameter:
-        *names, name = path.split("/")
-        scope, shape = tuple(names), shapes[path]
+        *owner, name = path.split("/")
+        scope, shape = tuple(owner), shapes[path]
         found = axes.get(scope, {}).get(name)
-        return Parameter(shape.shape, shape.dtype, found, owners.get(scope, ""))
+        return Parameter(
+            shape.shape, shape.dtype, found, owners.get(scope, ""), *names.get(path, ((), False))
+        )
 
     parameters = {path: parameter(path) for path in sorted(shapes, key=rank)}
     return Trace(parameters, collections, jaxpr, frozenset(integers))

@@ -1,153 +1,20 @@
 """Plans: rules that say which parameters of a model draw on which bank, through which scheme."""
 
-import collections
 import dataclasses
 import difflib
-import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
-from paramshare.groups import sites
-from paramshare.layout import Layout, PlanError, SharedBank, count_leaves
-from paramshare.parameters import Parameter, Trace, measure, trace
+from paramshare.budget import fill_budget
+from paramshare.groups import bank_names, selected
+from paramshare.layout import Layout, PlanError, SharedBank, count_leaves, table
+from paramshare.parameters import Trace, measure, trace
+from paramshare.partitioning import partition
+from paramshare.rule import Rule
 from paramshare.schemes import Scheme, SchemeError, Site
-from paramshare.schemes.interface import check_axes
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    r"""Which parameters draw on a bank.
-
-    Args:
-      pattern: a regular expression that the whole parameter path must match. A path is its
-        names joined by "/", without the leading "params".
-      scheme: makes the weights.
-      bank: the bank's name. It may use named groups of the pattern in braces, and "{shape}" for the
-        shape of the weight, such as 3x3x16x16; one bank is created per value.
-      paths: exact paths, instead of a pattern.
-      stack_axis: for parameters that stack the weights of several layers (`nn.scan`, `nn.vmap`),
-        the layer axis. Each layer is then a separate site.
-      in_axes: the input axes of one layer's weight. Inferred by default for `nn.Dense`, `nn.Conv`,
-        `nn.ConvTranspose`, `nn.DenseGeneral`, attention, `nn.Embed`, and `nn.Einsum` (unless its
-        string has "..." for the kernel). Other layers default to the second-to-last axis.
-      out_axes: the output axes, inferred for the same layers. Other layers default to the last
-        axis.
-
-    Raises:
-      PlanError: if an argument is invalid.
-
-    Example:
-      >>> from paramshare import Rule, Soft
-      >>> rule = Rule(r"(?P<stage>stage\d)/block[2-9]/conv\d/kernel", Soft(templates=2), "{stage}")
-      >>> rule.match("stage1/block2/conv1/kernel")
-      'stage1'
-    """
-
-    pattern: str | None = None
-    scheme: Scheme | None = None
-    bank: str = "shared"
-    paths: tuple[str, ...] = ()
-    stack_axis: int | None = None
-    in_axes: tuple[int, ...] | None = None
-    out_axes: tuple[int, ...] | None = None
-
-    def __post_init__(self):
-        paths = (self.paths,) if isinstance(self.paths, str) else tuple(self.paths)
-        object.__setattr__(self, "paths", paths)
-        if (self.pattern is None) == (not paths):
-            raise PlanError(f"{self}: a rule takes either a pattern or a list of paths")
-        if not isinstance(self.scheme, Scheme):
-            raise PlanError(
-                f"{self}: scheme must be a sharing scheme such as Soft(templates=2), got "
-                f"{self.scheme!r}"
-            )
-        if (
-            not isinstance(self.bank, str)
-            or not isinstance(self.pattern, str | None)
-            or not all(isinstance(p, str) for p in paths)
-        ):
-            raise PlanError(
-                f"{self}: pattern, bank and paths must be strings, got {self.pattern!r}, "
-                f"{self.bank!r} and {paths!r}"
-            )
-        for name in ("in_axes", "out_axes"):
-            object.__setattr__(self, name, self._axes(name, getattr(self, name)))
-        if not isinstance(self.stack_axis, int | None) or isinstance(self.stack_axis, bool):
-            raise PlanError(f"{self}: stack_axis must be an integer, got {self.stack_axis!r}")
-        repeated = sorted({path for path in paths if paths.count(path) > 1})
-        if repeated:
-            raise PlanError(f"{self}: path {repeated[0]!r} is listed twice; remove one of them")
-        try:
-            groups = re.compile(self.pattern or "").groupindex
-        except re.error as error:
-            raise PlanError(f"{self}: the pattern is not a regular expression: {error}") from None
-        try:
-            self.bank.format(**{"shape": "", **dict.fromkeys(groups, "")})
-        except (KeyError, IndexError, ValueError) as error:
-            raise PlanError(
-                f"{self}: cannot format the bank name {self.bank!r} ({error}); the pattern's named "
-                f"groups are {list(groups)}"
-            ) from None
-
-    def __str__(self) -> str:
-        return (
-            f"Rule({self.pattern!r})" if self.pattern is not None else f"Rule(paths={self.paths!r})"
-        )
-
-    def match(self, path: str, shape: tuple[int, ...] = ()) -> str | None:
-        """The name of the bank that the parameter at `path`, of this shape, draws on, or None."""
-        if self.stack_axis is not None:
-            shape = shape[: self.stack_axis] + shape[self.stack_axis + 1 :]
-        groups: dict[str, Any] = {"shape": "x".join(map(str, shape))}
-        if self.pattern is None:
-            return self.bank.format(**groups) if path in self.paths else None
-        match = re.fullmatch(self.pattern, path)
-        if match is None:
-            return None
-        groups |= match.groupdict()
-        for name, value in groups.items():
-            if value is None and "{" + name in self.bank:
-                raise PlanError(
-                    f"{self}: the bank name {self.bank!r} uses group {name!r}, but that group "
-                    f"matched nothing in {path!r}"
-                )
-        return self.bank.format(**groups)
-
-    def sites(self, path: str, parameter: Parameter) -> list[Site]:
-        """The sites of a parameter that the rule matches: one, or one for each stacked layer."""
-        shape, axis = parameter.shape, self.stack_axis
-        if axis is not None:
-            if not 0 <= axis < len(shape):
-                raise PlanError(
-                    f"{self} has stack_axis={axis}, but {path!r} has shape {shape}; stack_axis "
-                    f"must be from 0 to {len(shape) - 1}"
-                )
-            shape = shape[:axis] + shape[axis + 1 :]
-        inputs, outputs = self.in_axes, self.out_axes
-        if parameter.axes is not None and parameter.axes.ndim == len(shape):
-            inputs = parameter.axes.inputs if inputs is None else inputs
-            outputs = parameter.axes.outputs if outputs is None else outputs
-        site = Site(path, shape, jnp.dtype(parameter.dtype).name, in_axes=inputs, out_axes=outputs)
-        try:
-            check_axes(site)
-        except SchemeError as error:
-            raise PlanError(f"{self}: {error}") from None
-        if axis is None:
-            return [site]
-        layers = range(parameter.shape[axis])
-        return [dataclasses.replace(site, index=i, stack_axis=axis) for i in layers]
-
-    def _axes(self, name: str, value: Any) -> tuple[int, ...] | None:
-        if value is None:
-            return None
-        try:
-            return tuple(map(operator.index, value if isinstance(value, Iterable) else [value]))
-        except TypeError:
-            raise PlanError(f"{self}: {name} must be axes such as (0, 1), got {value!r}") from None
 
 
 class Plan:
@@ -175,6 +42,15 @@ class Plan:
         if not rules:
             raise PlanError("a plan needs at least one rule")
         self.rules = rules
+
+    def __str__(self) -> str:
+        rows = [("bank", "scheme", "weights")]
+        for rule in self.rules:
+            weights = rule.pattern if rule.pattern is not None else str(len(rule.paths))
+            rows.append((rule.bank, str(rule.scheme), weights))
+        return "\n".join(
+            table(rows, right={2} if not any(r.pattern for r in self.rules) else set())
+        )
 
     def __repr__(self) -> str:
         return f"Plan({', '.join(map(repr, self.rules))})"
@@ -214,7 +90,8 @@ class Plan:
         model: nn.Module,
         *example_inputs: Any,
         scheme: Scheme,
-        include: str = r".*kernel",
+        include: str | None = None,
+        target_modules: str | Sequence[str] | None = None,
         **options: Any,
     ) -> "Plan":
         """A bank for each weight that recurs over numbered blocks, without regular expressions.
@@ -228,7 +105,11 @@ class Plan:
           model: any Flax linen module.
           *example_inputs: the inputs that the model is initialized with.
           scheme: makes the weights of each bank.
-          include: a regular expression that the whole path of a weight must match.
+          include: a regular expression that the whole path of a weight must match; kernels by
+            default.
+          target_modules: the layers to share instead, as in PEFT: "all-linear" for the kernels of
+            dense layers, or names such as ["query", "value"] for the kernels of layers with these
+            names; a text is a regular expression of the whole path of a layer.
           **options: further arguments of `model.init`.
 
         Raises:
@@ -242,29 +123,89 @@ class Plan:
           >>> [(rule.bank, len(rule.paths)) for rule in plan.rules]
           [('layers.kernel', 3)]
         """
-        try:
-            pattern = re.compile(include)
-        except re.error as error:
-            raise PlanError(f"include={include!r} is not a regular expression: {error}") from None
-        chosen = {
-            group: tuple(path for path in group.paths if pattern.fullmatch(path))
-            for group in sites(model, *example_inputs, **options).groups
-        }
-        found = {group: paths for group, paths in chosen.items() if len(paths) > 1}
+        groups = selected(model, example_inputs, options, include, target_modules)
+        found = [group for group in groups if len(group.paths) > 1]
         if not found:
+            chosen = f"include={include!r}, target_modules={target_modules!r}"
             raise PlanError(
-                f"no weight of {type(model).__name__} whose path matches {include!r} recurs over "
-                "numbered blocks; print paramshare.sites(model, ...) to see the paths"
+                f"no weight of {type(model).__name__} that {chosen} selects recurs over numbered "
+                "blocks; print paramshare.sites(model, ...) to see the paths"
             )
-        names = collections.Counter(group.name for group in found)
+        return cls(
+            *(
+                Rule(paths=group.paths, scheme=scheme, bank=name)
+                for group, name in zip(found, bank_names(found), strict=True)
+            )
+        )
+
+    @classmethod
+    def budget(
+        cls,
+        model: nn.Module,
+        *example_inputs: Any,
+        trainable: int,
+        scheme: Callable[[int], Scheme],
+        include: str | None = None,
+        target_modules: str | Sequence[str] | None = None,
+        **options: Any,
+    ) -> "Plan":
+        """The largest plan of a kind with at most so many trainable parameters.
+
+        All selected weights share one bank if the scheme can serve them, as `Ring` can; else those
+        that recur share one, as in `Plan.blocks`. The size of the scheme is the largest that fits,
+        the same for all banks; then single banks get more, as long as it fits. `print(plan)` shows
+        what was chosen.
+
+        Args:
+          model: any Flax linen module.
+          *example_inputs: the inputs that the model is initialized with.
+          trainable: the number of trainable parameters of the whole model to fill, including those
+            that are not shared.
+          scheme: makes a scheme of a size, 1 or more, such as `Ring`, `Soft` or `lambda rank:
+            Relaxed(Tied(), rank)`. A larger size must not need fewer parameters.
+          include: as for `Plan.blocks`.
+          target_modules: as for `Plan.blocks`.
+          **options: further arguments of `model.init`.
+
+        Raises:
+          PlanError: if the smallest size does not fit, or the plain model has no more parameters
+            than that.
+
+        Example:
+          >>> import flax.linen as nn, jax.numpy as jnp, paramshare
+          >>> from paramshare import Plan, Ring
+          >>> model = nn.Sequential([nn.Dense(64), nn.Dense(64), nn.Dense(10)])
+          >>> x = jnp.ones((1, 64))
+          >>> plan = Plan.budget(model, x, trainable=1000, scheme=Ring)
+          >>> print(plan)
+          bank    scheme          weights
+          ------  --------------  -------
+          shared  Ring(size=862)        3
+          >>> paramshare.share(model, plan, x).layout.trainable
+          1000
+        """
+        groups = selected(model, example_inputs, options, include, target_modules)
+        paths = tuple(path for group in groups for path in group.paths)
+
+        def resolved(plan: Plan) -> Layout:
+            return plan.resolve(model, *example_inputs, **options)
+
+        try:
+            layout = resolved(cls(Rule(paths=paths, scheme=scheme(1))))
+        except PlanError:
+            kind = {"include": include, "target_modules": target_modules}
+            layout = resolved(
+                cls.blocks(model, *example_inputs, scheme=scheme(1), **kind, **options)
+            )
+        sizes = fill_budget(layout, trainable, scheme)
         return cls(
             *(
                 Rule(
-                    paths=paths,
-                    scheme=scheme,
-                    bank=group.name + (".{shape}" if names[group.name] > 1 else ""),
+                    paths=tuple(dict.fromkeys(site.path for site in bank.sites)),
+                    scheme=scheme(sizes[bank.name]),
+                    bank=bank.name,
                 )
-                for group, paths in found.items()
+                for bank in layout.banks
             )
         )
 
@@ -348,7 +289,8 @@ class Plan:
                     scheme.check_initializer(members)
             except SchemeError as error:
                 raise PlanError(f"bank {name!r}: {error}") from None
-            banks.append(SharedBank(name, scheme, tuple(members)))
+            divided = partition(members, parameters, schemes[name][0].partition)
+            banks.append(SharedBank(name, scheme, tuple(members), divided))
         plain = count_leaves(list(parameters.values()))
         return Layout(tuple(banks), plain, traced.integers)
 

@@ -152,8 +152,8 @@ class Shared(nn.Module):
 
     @nn.nowrap
     def stored(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        """Variables with the banks where this module has them, in `self.collection`."""
-        variables = dict(separated(variables))
+        """Variables with the banks where and as this module has them: `collection`, and boxes."""
+        variables = self.layout.boxed(separated(variables))
         if self.collection == "banks" or "banks" not in variables:
             return variables
         banks = variables.pop("banks")

@@ -1,5 +1,6 @@
 """What a model has to share, and plans without regular expressions."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import paramshare
-from paramshare import Plan, PlanError, Rule, Soft, Tied
+from paramshare import Plan, PlanError, Relaxed, Ring, Rule, Soft, Tied
 
 X = jnp.ones((2, 8))
 
@@ -73,7 +74,11 @@ def test_blocks_get_a_bank_for_each_weight_that_recurs():
         "block.up.kernel": 2,
         "block.down.kernel": 2,
     }
-    for include, message in (("nothing", "recurs over"), ("(", "not a regular expression")):
+    for include, message in (
+        ("nothing", "of Net matches"),
+        ("head/.*", "recurs over"),
+        ("(", "not a regular expression"),
+    ):
         with pytest.raises(PlanError, match=message):
             Plan.blocks(Net(), X, scheme=Tied(), include=include)
 
@@ -111,3 +116,79 @@ def test_the_shape_of_stacked_layers_is_that_of_one():
 
     rule = Rule(r"dense/kernel", Soft(2), bank="{shape}", stack_axis=0)
     assert list(Plan(rule).resolve(Scanned(), X)) == ["8x8"]
+
+
+def test_layers_are_named_as_peft_does():
+    class Attention(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for i in range(3):
+                x = x + nn.MultiHeadDotProductAttention(2, name=f"attention_{i}")(x)
+                x = nn.Conv(8, (3,), name=f"conv_{i}")(x)
+            return x
+
+    def banks(**options: Any) -> dict[str, int]:
+        plan = Plan.blocks(Attention(), X[None], scheme=Tied(), **options)
+        return {rule.bank: len(rule.paths) for rule in plan.rules}
+
+    attention = ("query", "key", "value", "out")
+    linear = {f"attention.{name}.kernel": 3 for name in attention}
+    assert banks(target_modules="all-linear") == linear
+    assert banks() == linear | {"conv.kernel": 3}
+    assert banks(target_modules=["query", "value"]) == {
+        f"attention.{name}.kernel": 3 for name in ("query", "value")
+    }
+    assert banks(target_modules=r"attention_[01]/.*") == dict.fromkeys(linear, 2)
+    for options, message in (
+        ({"target_modules": ["q_proj"]}, "matches include=None, target_modules=..q_proj"),
+        ({"target_modules": "("}, "target_modules='.' is not a regular expression"),
+        ({"target_modules": "x", "include": "y"}, "pass one of them"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            banks(**options)
+
+
+def test_a_ring_fills_a_budget_to_the_number():
+    plan = Plan.budget(Net(), X, trainable=500, scheme=Ring)
+    shared = paramshare.share(Net(), plan, X)
+    assert shared.layout.trainable == 500 and list(shared.layout) == ["shared"]
+    assert str(plan).splitlines()[2].split() == [
+        "shared",
+        f"Ring(size={shared.layout['shared'].trainable[0]})",
+        "13",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "smallest"), [(Soft, 800), (lambda rank: Relaxed(Tied(), rank), 1000)]
+)
+def test_a_budget_is_filled_as_far_as_whole_sizes_go(scheme, smallest):
+    def layout(trainable: int) -> Any:
+        return Plan.budget(Net(), X, trainable=trainable, scheme=scheme).resolve(Net(), X)
+
+    totals = []
+    for trainable in range(smallest, 1399, 50):
+        filled = layout(trainable)
+        assert filled.trainable <= trainable
+        for bank in filled.banks:  # one more of any bank does not fit, or is more than dense
+            size = next(iter(vars(bank.scheme).values())) if scheme is Soft else bank.scheme.rank
+            one = sum(dataclasses.replace(bank, scheme=scheme(size + 1)).trainable)
+            grown = filled.trainable - sum(bank.trainable) + one
+            assert grown > trainable or one > bank.dense or one == sum(bank.trainable)
+        totals.append(filled.trainable)
+    assert totals == sorted(totals) and len(set(totals)) > 2
+
+
+@pytest.mark.parametrize(
+    ("trainable", "message"),
+    [
+        (10_000, "the plain model has .* parameters; leave it unshared"),
+        (
+            100,
+            r"with Soft\(templates=1\) the model has .* of them not shared; give a larger number",
+        ),
+    ],
+)
+def test_budgets_that_cannot_be_met(trainable, message):
+    with pytest.raises(PlanError, match=message):
+        Plan.budget(Net(), X, trainable=trainable, scheme=Soft)

@@ -10,13 +10,13 @@ import numpy as np
 
 from paramshare.schemes.interface import (
     Filters,
-    Scheme,
     SchemeError,
     Site,
     Weights,
     check_choice,
     check_count,
 )
+from paramshare.schemes.wrapper import Wrapper
 
 Method = Literal["uniform", "kmeans"]
 LEVELS = "levels"  # the entry of the coefficients that holds the grid of every array of a bank
@@ -24,7 +24,7 @@ CANDIDATES = 64  # steps that are tried for a uniform grid
 
 
 @dataclasses.dataclass(frozen=True)
-class Compressed(Scheme):
+class Compressed(Wrapper):
     r"""A scheme whose bank is quantised to 2^bits levels before kernels are made from it.
 
     .. math:: q(w) = \ell_{\arg\min_k |w - \ell_k|}, \quad q(0) = 0
@@ -76,11 +76,11 @@ class Compressed(Scheme):
       steps that are trained.
     """
 
-    scheme: Scheme
     bits: int
     method: Method = "kmeans"
 
     def __post_init__(self):
+        super().__post_init__()
         check_choice("Compressed", "method", self.method, Method)
         object.__setattr__(self, "bits", check_count("Compressed", "bits", self.bits, 2))
         if self.bits > 8:
@@ -131,7 +131,7 @@ class Compressed(Scheme):
         return self.scheme.groups_of(sites)
 
     def _check(self, sites: tuple[Site, ...]) -> None:
-        self.scheme.check(sites)
+        super()._check(sites)
         if LEVELS in {site.key for site in sites}:
             raise SchemeError(f"{self}: no site may have the name {LEVELS!r}; rename the parameter")
 

@@ -175,7 +175,11 @@ class Scheme:
     def __str__(self) -> str:
         fields = [field for field in dataclasses.fields(self) if field.name != "initial"]  # pyright: ignore[reportArgumentType]
         values = {field.name: getattr(self, field.name) for field in fields}
-        shown = [f"{f.name}={values[f.name]!r}" for f in fields if values[f.name] != f.default]
+        shown = [
+            str(value) if isinstance(value := values[f.name], Scheme) else f"{f.name}={value!r}"
+            for f in fields
+            if values[f.name] != f.default
+        ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def bind(self, shapes_of: Callable[[Any], Mapping[str, tuple[int, ...]]]) -> "Scheme":

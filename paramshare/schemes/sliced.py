@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from paramshare.schemes.interface import Filters, Scheme, Site, Weights
+from paramshare.schemes.interface import Filters, Site, Weights
+from paramshare.schemes.wrapper import Wrapper
 
 
 @dataclasses.dataclass(frozen=True)
-class Sliced(Scheme):
+class Sliced(Wrapper):
     """A scheme whose bank is divided over the devices of a mapped axis.
 
     Used inside `jax.pmap` or `jax.shard_map`, where a bank's arrays are this device's slices (see
@@ -48,7 +49,6 @@ class Sliced(Scheme):
       True
     """
 
-    scheme: Scheme
     axis: str
     count: int
     dtype: str | None = None
@@ -80,9 +80,6 @@ class Sliced(Scheme):
     def groups_of(self, sites: tuple[Site, ...]) -> tuple[int, ...] | None:
         """As of the whole bank."""
         return self.scheme.groups_of(sites)
-
-    def _check(self, sites: tuple[Site, ...]) -> None:
-        self.scheme.check(sites)
 
     def _init(self, key: jax.Array, sites: tuple[Site, ...]) -> Weights:
         """This device's slices of the bank that the scheme draws."""

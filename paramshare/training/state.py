@@ -60,7 +60,8 @@ def init_state(
       ema: whether to keep a moving average of the variables.
     """
     inputs = jnp.zeros(example.shape, example.dtype)
-    variables = model.init(jax.random.key(seed), inputs, train=False)
+    # Without boxes of `nn.with_partitioning`: a run divides banks itself (`shard_banks`).
+    variables = nn.meta.unbox(model.init(jax.random.key(seed), inputs, train=False))
     trainable = {name: variables[name] for name in TRAINABLE if name in variables}
     _, names = cached_for(training_trace, model, example)
     collections = {name: variables[name] for name in names}
@@ -130,7 +131,7 @@ def training_trace(model: nn.Module, example: jax.ShapeDtypeStruct) -> tuple[Any
         return model.apply(variables, inputs, train=True, mutable=mutable, rngs=rngs)
 
     def program(inputs: jax.Array) -> Any:
-        variables = model.init(jax.random.key(0), inputs, train=False)
+        variables = nn.meta.unbox(model.init(jax.random.key(0), inputs, train=False))
         before.update({name: _form(tree) for name, tree in variables.items()})
         # A model may average its statistics over the axis.
         mapped = jax.vmap(call, in_axes=(None, 0), axis_name=AXIS, axis_size=1)

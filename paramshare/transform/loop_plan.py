@@ -92,7 +92,7 @@ class LoopPlan:
         loops |= {stage.name: stage.loop for stage in self.report if stage.loop is not None}
         self.model = model.clone(stage=LoopedStages(loops, unroll), parent=None, name=None)
         remaining = tuple(
-            SharedBank(bank.name, bank.scheme, tuple(map(self.moved, bank.sites)))
+            dataclasses.replace(bank, sites=tuple(map(self.moved, bank.sites)))
             for bank in shared.layout.banks
             if bank.name not in looped
         )

@@ -3,7 +3,8 @@
 from typing import Any
 
 from paramshare.models import DenseNet, MobileNetV2, ModelError, ResNeXt
-from paramshare.plan import Plan, Rule
+from paramshare.plan import Plan
+from paramshare.rule import Rule
 from paramshare.schemes import FilterBasis, Tied
 from paramshare.zoo.family import Network
 from paramshare.zoo.residual import residual, resnet

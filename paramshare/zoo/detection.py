@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from paramshare.models import ModelError, ResNet, RetinaNet
-from paramshare.plan import Plan, Rule
+from paramshare.plan import Plan
+from paramshare.rule import Rule
 from paramshare.schemes import Soft
 from paramshare.zoo.family import DETECTOR_OPTIONS, Family, Network
 

@@ -6,7 +6,8 @@ The paper has the plain and the soft network; the others share the same network 
 from typing import Any
 
 from paramshare.models import ModelError, PathNet
-from paramshare.plan import Plan, Rule
+from paramshare.plan import Plan
+from paramshare.rule import Rule
 from paramshare.schemes import Ring, Soft, Tied
 from paramshare.schemes.interface import Scheme
 from paramshare.zoo.family import Network

@@ -7,7 +7,8 @@ schedule are not known to us; the stacked hourglass is our choice.
 from typing import Any
 
 from paramshare.models import Hourglass, ModelError
-from paramshare.plan import Plan, Rule
+from paramshare.plan import Plan
+from paramshare.rule import Rule
 from paramshare.schemes import Ring, Tied
 from paramshare.zoo.family import STEM_OPTIONS, Family, Network, plain
 

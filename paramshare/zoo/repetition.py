@@ -5,7 +5,8 @@ from typing import Any
 
 from paramshare.models import VGG, ModelError, ResNet
 from paramshare.models.layers import check_width
-from paramshare.plan import Plan, Rule
+from paramshare.plan import Plan
+from paramshare.rule import Rule
 from paramshare.schemes import Repeat
 from paramshare.zoo.family import Network
 

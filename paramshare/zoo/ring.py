@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from paramshare.plan import Plan, Rule
+from paramshare.plan import Plan
+from paramshare.rule import Rule
 from paramshare.schemes import Ring
 from paramshare.zoo.family import Network
 from paramshare.zoo.residual import residual

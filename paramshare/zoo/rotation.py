@@ -9,7 +9,8 @@ from typing import Any
 
 from paramshare.models import ModelError, RotNet
 from paramshare.models.rot_net import CONVOLUTIONS
-from paramshare.plan import Plan, Rule
+from paramshare.plan import Plan
+from paramshare.rule import Rule
 from paramshare.schemes import Repeat, Ring, Steerable
 from paramshare.schemes.repetition_transform import Transform
 from paramshare.zoo.family import Network

@@ -4,12 +4,14 @@ Embeddings, norms, biases and heads are private to each block in all of them.
 """
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from paramshare.models import Decoder, ModelError, ViT
-from paramshare.plan import Plan, Rule
-from paramshare.schemes import Ring, Scheme, Soft, Tied
+from paramshare.plan import Plan
+from paramshare.rule import Rule
+from paramshare.schemes import Relaxed, Ring, Scheme, Soft, Tied
 from paramshare.zoo.family import LARGE, Family, Network, plain
 
 TEXT = (256,)
@@ -38,7 +40,7 @@ def transformers() -> Iterator[Family]:
                 f"{form}-{suffix}",
                 f"{about}; {how}",
                 tuple(f"{name}-{example}" for name in names),
-                functools.partial(_shared, model, plan),
+                functools.partial(_shared, model, plan, tuple(re.findall(r"\{(\w+)\}", suffix))),
             )
 
 
@@ -85,6 +87,12 @@ def ring(depth: int, ring_size: int, **options: Any) -> Plan:
     return _banks(KERNELS, Ring(ring_size), "ring", **options)
 
 
+def relaxed(depth: int, rank: int, **options: Any) -> Plan:
+    """One kernel of each kind for all blocks, and a difference of this rank for each block."""
+    del depth
+    return _banks(KERNELS, Relaxed(Tied(), rank), **options)
+
+
 # Suffix, that of the listed name, description, and plan.
 WAYS: tuple[tuple[str, str, str, Callable[..., Plan]], ...] = (
     ("tied", "tied", "all blocks use the same kernels", tied),
@@ -107,22 +115,27 @@ WAYS: tuple[tuple[str, str, str, Callable[..., Plan]], ...] = (
         "all kernels of the blocks come from one ring of this size",
         ring,
     ),
+    (
+        "relaxed-{rank}",
+        "relaxed-4",
+        "all blocks use the same kernels, each plus a difference of this rank",
+        relaxed,
+    ),
 )
 
 
 def _shared(
     model: Callable[..., Any],
     plan: Callable[..., Plan],
+    numbers: tuple[str, ...],
     depth: int,
     *,
     scan: bool = False,
     **options: Any,
 ) -> Network:
-    of_plan = {
-        name: options.pop(name) for name in ("period", "templates", "ring_size") if name in options
-    }
-    network = model(depth=depth, scan=scan, **options)
-    return network, plan(depth, scan=scan, **of_plan)
+    """A network and its plan, which takes the numbers of these names."""
+    of_plan = {name: options.pop(name) for name in numbers}
+    return model(depth=depth, scan=scan, **options), plan(depth, scan=scan, **of_plan)
 
 
 def _banks(path: str, scheme: Scheme, bank: str = "{part}.{kernel}", *, scan: bool) -> Plan:

@@ -6,7 +6,8 @@ from paramshare.models import ModelError, ResNet, WideResNet
 from paramshare.models.layers import check_width
 from paramshare.models.resnet import BOTTLENECK_BLOCKS
 from paramshare.models.wide_resnet import blocks_per_stage
-from paramshare.plan import Plan, Rule
+from paramshare.plan import Plan
+from paramshare.rule import Rule
 from paramshare.schemes import Soft
 from paramshare.zoo.family import Network
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from paramshare import FilterBasis, Repeat, Ring, Site, Soft, Steerable, Tied
+from paramshare import FilterBasis, Relaxed, Repeat, Ring, Site, Soft, Steerable, Tied, Transposed
 from paramshare.schemes import Scheme, Weights
 from paramshare.schemes.interface import bank_dtype
 
@@ -226,6 +226,40 @@ def steerable(order: int, *shapes: tuple[int, ...], functions: int, **options: A
     return Case(scheme, sites(*shapes), functions * pairs, 1 / 2, least_squares)
 
 
+def relaxed(inner: Case, rank: int, scale: bool = False) -> Case:
+    """Full rank has no error, other ranks no closed form. Left factors are idle while V_l = 0."""
+    sides = [(math.prod(site.matrix_shape[:-1]), site.matrix_shape[-1]) for site in inner.sites]
+    ranks = [min(rank, *pair) for pair in sides]
+    left = sum(r * P for r, (P, _) in zip(ranks, sides, strict=True))
+    right = sum(r * N for r, (_, N) in zip(ranks, sides, strict=True))
+    return dataclasses.replace(
+        inner,
+        scheme=Relaxed(inner.scheme, rank, scale),
+        trainable=inner.trainable + left + right + scale * sum(N for _, N in sides),
+        tail=(lambda case, kernels: 0.0) if ranks == [min(pair) for pair in sides] else None,
+        idle=inner.idle + left,
+    )
+
+
+def transposed(inner: Case, *turned: int, **options: Any) -> Case:
+    """The scheme on matrices of which those at some places are turned."""
+    shapes = [s.shape[::-1] if i in turned else s.shape for i, s in enumerate(inner.sites)]
+    fans = [site.fan_in / s[0] for site, s in zip(inner.sites, shapes, strict=True)]
+    assert isinstance(inner.scale, float)
+
+    def tail(case: Case, kernels: list[np.ndarray]) -> float:
+        assert inner.tail is not None
+        return inner.tail(inner, [k.T if i in turned else k for i, k in enumerate(kernels)])
+
+    return dataclasses.replace(
+        inner,
+        scheme=Transposed(inner.scheme, **options),
+        sites=sites(*shapes),
+        tail=tail,
+        scale=tuple(inner.scale / fan for fan in fans),
+    )
+
+
 SMALL = Repeat(like=nn.Dense(1)).bind(
     lambda module: {"layer0/kernel": (3, 2, 3), "layer1/kernel": (3, 2, 3), "other": (4,)}
 )
@@ -314,6 +348,11 @@ CASES = [
     ),
     low_rank(3, 4, CONV),
     repeat(Repeat(base=(2, 3), transform="scale"), (2, 3), (2, 3), (4, 6), scalars=4),
+    relaxed(tied(3, CONV), 2),
+    relaxed(basis(2, 3, 1, 4, 5), 1, scale=True),
+    relaxed(ring(101), 99, scale=True),
+    transposed(tied(2, (5, 3)), 1),
+    transposed(soft(2, 4, (4, 4)), 1, 3, transposed=r"layer[13]/.*"),
     steerable(4, (3, 3, 4, 8), (3, 3, 8, 4), functions=1 + 5),
     steerable(8, (5, 5, 3, 8), functions=1 + 5 + 5, lifting=True),
     with_axes(

@@ -6,13 +6,15 @@ import functools
 import math
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paramshare import FilterBasis, Plan, Rule, Site, Soft, share
+from paramshare import FilterBasis, Plan, Rule, Site, Soft, Tied, share
 from paramshare.measure.cost import cost
+from paramshare.partitioning import is_box
 from paramshare.schemes.interface import Weights
 from paramshare.schemes.sliced import Sliced
 from paramshare.training.checkpoint import Checkpoints
@@ -157,3 +159,34 @@ def test_it_needs_banks_and_a_run_of_its_own(config, digits, make_network, netwo
     runs = [prepare(each, model=network, data=digits) for each in seeds]
     with pytest.raises(ConfigError, match="banks of runs that are trained together"):
         fit_together(runs, [tmp_path / "0", tmp_path / "1"])
+
+
+class Boxed(nn.Module):
+    """A network whose kernels say how a mesh divides them."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        init = nn.with_partitioning(nn.initializers.he_normal(), ("data", "model"))
+        x = x.reshape(len(x), -1)
+        for i in range(3):
+            x = nn.relu(nn.Dense(64, kernel_init=init, name=f"dense{i}")(x))
+        return nn.Dense(10, kernel_init=init)(x)
+
+
+def test_a_partitioned_network_is_divided_by_the_run(config, digits):
+    """Boxes are taken off: the run has a mapping of its own, which needs no mesh."""
+    x = np.zeros((1, 8, 8, 1), np.float32)
+    shared = share(Boxed(), Plan(Rule("dense./kernel", Tied())), x)
+    run = prepare(
+        dataclasses.replace(config, shard_banks=True),
+        model=shared,
+        data=digits,
+        devices=jax.devices()[:4],
+    )
+    state = run.place(run.init())
+    assert not any(map(is_box, jax.tree.leaves(state, is_leaf=is_box)))
+    assert bank_bytes(state, run.devices.devices[0]) * 4 == 2 * 4 * 64 * 64  # and its momentum
+    step = run.devices.map(make_train_step(run, 0), donate=True, divided=run.divided(run.shapes))
+    batch = digits.train.take(np.arange(config.batch_size)).arrays
+    _, metrics = step(state, None, run.devices.cut(batch))
+    assert np.isfinite(float(jax.device_get(metrics)["loss"]))
