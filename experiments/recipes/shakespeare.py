@@ -11,7 +11,7 @@ from paramshare.data import Text
 from paramshare.training.config import Config, Model, Optimizer, Schedule
 
 config = Config(
-    model=Model("decoder-6-128", options=("heads=4",)),
+    model=Model("decoder-6-128-tied", options=("heads=4",)),
     data=Text(length=64),
     optimizer=Optimizer(
         "adamw", learning_rate=2e-3, weight_decay=0.1, decay_vectors=False, clip_norm=1.0

@@ -1,6 +1,5 @@
 """A run before its first step: configuration, data, network and devices, checked together."""
 
-import ast
 import dataclasses
 import functools
 import hashlib
@@ -26,13 +25,14 @@ from paramshare.training.compression import compressed_network
 from paramshare.training.config import Config, ConfigError, Model, differences
 from paramshare.training.devices import Devices
 from paramshare.training.losses import check_weights, smoothed
+from paramshare.training.network_options import further_options
 from paramshare.training.optimizer import learning_rate, optimizer
 from paramshare.training.penalty import check_penalty
 from paramshare.training.result import RunFacts
 from paramshare.training.slices import cut_banks, is_sliced, join_banks, norm_over, sliced_model
 from paramshare.training.state import AXIS, State, cached_for, init_state, training_trace
 from paramshare.training.tied import tie
-from paramshare.zoo import create_model, options_of
+from paramshare.zoo import create_model
 
 # Raised when the library computes the same in another way, so that programs of runs that were begun
 # before are not compared. 2: soft sharing and permutations became faster (November 2026).
@@ -248,35 +248,10 @@ def named_network(
     options |= {"axis_name": AXIS} if settings.sync_batch_norm else {}
     options |= {"form": settings.form} if settings.form else {}
     options |= {"stem": settings.stem} if settings.stem else {}
-    options |= _further_options(settings, options)
+    options |= further_options(settings, options)
     model = create_model(settings.name, input_shape=input_shape, **options)
     model = tie(model, settings) if settings.tied else model
     return compressed_network(model, config)
-
-
-def _further_options(settings: Model, taken: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that `settings.options` names, with their values."""
-    allowed = set(options_of(settings.name)) - {"dtype", "axis_name", "form", "stem", "length"}
-    options: dict[str, Any] = {}
-    for entry in settings.options:
-        name, equals, text = entry.partition("=")
-        if name not in allowed - set(taken):
-            remedy = f"its options are {', '.join(sorted(allowed))}" if allowed else "it has none"
-            raise ConfigError(
-                f"model.options holds {entry!r}, which is no option of {settings.name} to set "
-                f"here; {remedy}"
-            )
-        if name in options:
-            raise ConfigError(f"model.options holds {name!r} twice; leave one out")
-        try:
-            options[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            example = "heads=4" if equals else f"{name}=4"
-            raise ConfigError(
-                f"model.options holds {entry!r}; it must be NAME=VALUE, with a number, True, False "
-                f"or None, such as {example}"
-            ) from None
-    return options
 
 
 def check_batch(run: Run) -> None:
