@@ -1,10 +1,14 @@
-"""A decoder of six layers on a text, such as Tiny Shakespeare: the next character.
+"""A decoder whose six blocks use the same kernels predicts the next character of a text.
 
 Command   paramshare train experiments/recipes/shakespeare.py --workdir runs/shakespeare
           --data.path shakespeare.txt
+          the plain network: --model.name decoder-6-128; to read what it writes:
           paramshare sample runs/shakespeare --prompt "ROMEO:"
-Time      TIME
-Result    RESULT
+Time      2.5 minutes of CPU time; 3 minutes on 2 cores that ran other programs too
+Result    on Tiny Shakespeare (1.1 MB, 65 different characters), one seed: 2.65 bits per character
+          on the last 5% of the text with 219,008 parameters. The plain network, with 1,222,528:
+          2.53. Without --data.path, the text is 40 kB of documentation: too short to learn much
+Source    sizes and schedule are ours
 """
 
 from paramshare.data import Text

@@ -2,6 +2,7 @@
 
 import gzip
 import lzma
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,10 @@ from paramshare.tasks import TaskError, Tokens
 
 WORDS = "the quick brown fox jumps over the lazy dog. "
 TEXT = WORDS * 20  # 900 characters
+
+
+def load(**options: Any) -> Any:
+    return Text(**options).load()
 
 
 @pytest.fixture
@@ -40,7 +45,7 @@ def test_every_token_is_predicted_once_and_parts_are_in_order(file):
 
 
 def test_windows_may_overlap_in_training_only(file):
-    apart, close = (Text(path=file, length=16, stride=stride).load() for stride in (None, 4))
+    apart, close = (load(path=file, length=16, stride=stride) for stride in (None, 4))
     assert (close.train.input[4] == apart.train.input[1]).all()
     assert (close.train.input[1, :12] == close.train.input[0, 4:]).all()
     assert len(close.test) == len(apart.test)
@@ -58,17 +63,15 @@ def test_compressed_files_hold_the_same_text(file, tmp_path, ending):
 def test_bytes(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("é" * 100, encoding="utf-8")
-    data = Text(path=str(path), unit="bytes", length=8).load()
+    data = load(path=str(path), unit="bytes", length=8)
     assert data.task == Tokens(256, "byte")
     assert data.train.input[0].tolist() == [195, 169] * 4
-    assert data.vocabulary is not None
     assert data.vocabulary.decode(data.train.input[0]) == "éééé"
     assert data.vocabulary.decode([195, 169, 195]) == "é\ufffd"
 
 
 def test_the_text_that_comes_with_scikit_learn_is_english():
-    data = Text().load()
-    assert data.vocabulary is not None
+    data = load()
     text = data.vocabulary.decode(data.train.input.ravel())
     assert len(text) > 30_000 and text.count(" the ") > 150
 
@@ -77,7 +80,7 @@ def test_texts_of_other_characters_are_other_data(file, tmp_path):
     """Even where the numbers of the characters are equal."""
     path = tmp_path / "upper.txt"
     path.write_text(TEXT.upper())
-    data = [Text(path=name, length=16).load() for name in (file, str(path))]
+    data = [load(path=name, length=16) for name in (file, str(path))]
     assert (data[0].train.input == data[1].train.input).all()
     assert data[0].digest != data[1].digest
 

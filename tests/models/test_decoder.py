@@ -1,5 +1,8 @@
 """Decoders: causality, positions, grouped queries, the cache, stacked blocks, errors."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +14,22 @@ from paramshare.models import Decoder
 TOKENS = jax.random.randint(jax.random.key(1), (2, 12), 0, 20)
 
 
-def build(**options):
-    model = Decoder(**{"depth": 2, "width": 16, "vocabulary": 20, "length": 12} | options)
+@functools.cache
+def build(**options: Any) -> tuple[Any, Any]:
+    """A small decoder and its variables."""
+    sizes: dict[str, Any] = {"depth": 2, "width": 16, "vocabulary": 20, "length": 12}
+    model = Decoder(**sizes | options)
     return model, jax.jit(model.init)(jax.random.key(0), TOKENS)
+
+
+def logits_of(tokens: Any = TOKENS, **options: Any) -> jax.Array:
+    model, variables = build(**options)
+    return jitted(model)(variables, tokens)
+
+
+@functools.cache
+def jitted(model: Any) -> Any:
+    return jax.jit(model.apply)
 
 
 def test_paths_shapes_and_size():
@@ -40,40 +56,39 @@ def test_llama_2_7b_has_its_published_size():
 
 
 def test_no_token_sees_a_later_one():
-    model, variables = build(heads=2)
     other = TOKENS.at[:, 7].set((TOKENS[:, 7] + 1) % 20)
-    a, b = model.apply(variables, TOKENS), model.apply(variables, other)
+    a, b = logits_of(heads=2), logits_of(other, heads=2)
     assert jnp.array_equal(a[:, :7], b[:, :7])
     assert bool(jnp.all(jnp.any(a[:, 7:] != b[:, 7:], axis=-1)))  # all later ones see it
 
 
 def test_the_order_of_earlier_tokens_matters():
     """Without positions, a causal block of attention would sum over a set."""
-    model, variables = build(depth=1)
     swapped = TOKENS.at[:, :2].set(TOKENS[:, 1::-1])
-    a, b = model.apply(variables, TOKENS)[:, -1], model.apply(variables, swapped)[:, -1]
+    a, b = logits_of(depth=1)[:, -1], logits_of(swapped, depth=1)[:, -1]
     assert float(jnp.max(jnp.abs(a - b))) > 1e-3
 
 
 def test_grouped_queries_are_heads_with_equal_keys_and_values():
-    grouped, variables = build(heads=4, kv_heads=2)
-    whole, _ = build(heads=4)
+    _, variables = build(heads=4, kv_heads=2)
 
-    def repeat(path, leaf):
+    def repeat(path: Any, leaf: Any) -> Any:
         names = {str(key.key) for key in path}
-        return jnp.repeat(leaf, 2, axis=1) if names & {"key", "value"} else leaf
+        return np.repeat(leaf, 2, axis=1) if names & {"key", "value"} else leaf
 
     repeated = jax.tree_util.tree_map_with_path(repeat, variables)
-    expected = grouped.apply(variables, TOKENS)
-    np.testing.assert_allclose(whole.apply(repeated, TOKENS), expected, rtol=1e-5, atol=1e-5)
+    whole: Any = Decoder(2, 16, heads=4, vocabulary=20, length=12)
+    expected = logits_of(heads=4, kv_heads=2)
+    np.testing.assert_allclose(jitted(whole)(repeated, TOKENS), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{"heads": 4, "kv_heads": 2}, {"scan": True}, {"tied": True}])
 def test_decoding_with_a_cache_gives_the_logits_of_the_whole_sequence(options):
     """With a prompt of five tokens, and with one token at a time."""
     model, variables = build(**options)
-    whole = model.apply(variables, TOKENS)
+    whole = logits_of(**options)
     step = jax.jit(lambda v, x: model.apply(v, x, decode=True, mutable=["cache"]))
+    cache: Any = {}
     for sizes in ([5] + [1] * 7, [1] * 12):
         cache, parts, start = {}, [], 0
         for size in sizes:
@@ -88,33 +103,32 @@ def test_decoding_with_a_cache_gives_the_logits_of_the_whole_sequence(options):
 
 def test_an_initial_cache_is_empty():
     model, _ = build()
-    initial = model.init(jax.random.key(0), TOKENS, decode=True)
+    initial: Any = jax.jit(lambda: model.init(jax.random.key(0), TOKENS, decode=True))()
     assert int(initial["cache"]["position"]) == 0
     assert not jnp.any(initial["cache"]["block1"]["attention"]["keys"])
-    logits, _ = model.apply(initial, TOKENS, decode=True, mutable=["cache"])
-    whole = model.apply({"params": initial["params"]}, TOKENS)
+    logits, _ = jax.jit(lambda v: model.apply(v, TOKENS, decode=True, mutable=["cache"]))(initial)
+    whole = jitted(model)({"params": initial["params"]}, TOKENS)
     np.testing.assert_allclose(logits, whole, rtol=2e-5, atol=2e-5)
 
 
 def test_stacked_blocks_compute_the_same():
     plain, variables = build(depth=3)
-    stacked = Decoder(3, 16, vocabulary=20, length=12, scan=True)
+    stacked: Any = Decoder(3, 16, vocabulary=20, length=12, scan=True)
     params = variables["params"]
     loop = {name: value for name, value in params.items() if not name.startswith("block")}
     blocks = [params[f"block{i}"] for i in (1, 2, 3)]
-    loop["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
-    expected = plain.apply(variables, TOKENS)
-    np.testing.assert_allclose(stacked.apply({"params": loop}, TOKENS), expected, atol=2e-6)
+    loop["blocks"] = jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)
+    outputs = jitted(stacked)({"params": loop}, TOKENS)
+    np.testing.assert_allclose(outputs, jitted(plain)(variables, TOKENS), atol=2e-6)
 
 
 def test_bfloat16_computes_and_float32_stays():
     with jax.numpy_dtype_promotion("standard"):  # for Flax's norms
-        model, variables = build(dtype=jnp.bfloat16)
-        logits = model.apply(variables, TOKENS)
+        logits = logits_of(dtype=jnp.bfloat16)
+        _, variables = build(dtype=jnp.bfloat16)
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    exact = Decoder(2, 16, vocabulary=20, length=12).apply(variables, TOKENS)
-    np.testing.assert_allclose(logits, exact, atol=0.15)
+    np.testing.assert_allclose(logits, logits_of(), atol=0.15)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +144,8 @@ def test_bfloat16_computes_and_float32_stays():
     ],
 )
 def test_errors(options, call, message):
-    model = Decoder(**{"depth": 1, "width": 16, "vocabulary": 20} | options)
+    sizes: dict[str, Any] = {"depth": 1, "width": 16, "vocabulary": 20}
+    model = Decoder(**sizes | options)
     tokens = call.pop("tokens", TOKENS)
     with pytest.raises(ModelError, match=message):
         jax.eval_shape(lambda: model.init(jax.random.key(0), tokens, **call))

@@ -1,5 +1,7 @@
 """Sampling with a cache: equal to whole forward passes, below and beyond the length; draws."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from paramshare import ModelError
 from paramshare.models import Decoder, ViT, sample
 
 LENGTH = 8
-MODEL = Decoder(depth=1, width=16, heads=2, vocabulary=11, length=LENGTH)
+MODEL: Any = Decoder(depth=1, width=16, heads=2, vocabulary=11, length=LENGTH)
 PROMPT = jnp.array([[1, 2, 3], [9, 8, 7]], jnp.int32)
 VARIABLES = jax.jit(MODEL.init)(jax.random.key(0), PROMPT)
 KEY = jax.random.key(0)

@@ -40,7 +40,9 @@ def test_the_loss_is_a_mean_over_the_tokens_of_a_sequence_smoothed_in_training_o
 
 def test_measures_weigh_every_token_of_a_set_equally():
     task = Tokens(7, "character")
-    statistics = jax.device_get(task.statistics(jnp.asarray(LOGITS), LABELS, jnp.asarray(LABELS)))
+    statistics = jax.device_get(
+        task.statistics(jnp.asarray(LOGITS), jnp.asarray(LABELS), jnp.asarray(LABELS))
+    )
     measures = task.reduce(statistics)
     bits = -np.nanmean(taken()) / math.log(2)
     assert measures["bits"] == pytest.approx(bits, rel=1e-6)
@@ -64,7 +66,7 @@ def test_fewer_bits_are_better():
 
 def test_equal_logits_need_the_bits_of_the_vocabulary():
     task = Tokens(16)
-    statistics = task.statistics(jnp.zeros((1, 5, 16)), LABELS[2:], jnp.asarray(LABELS[2:]))
+    statistics = task.statistics(jnp.zeros((1, 5, 16)), *[jnp.asarray(LABELS[2:])] * 2)
     assert task.reduce(jax.device_get(statistics))["bits"] == pytest.approx(4)
 
 

@@ -53,7 +53,7 @@ def test_every_name_is_in_the_table():
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes(name):
     is_vit = name.startswith("vit")
-    options = {"class_token": True} if is_vit else {}
+    options: dict[str, Any] = {"class_token": True} if is_vit else {}
     model: Any = paramshare.create_model(name, scan=True, **options)  # quick to trace
     logits, variables = jax.eval_shape(
         lambda x: model.init_with_output(jax.random.key(0), x, train=False), input_of(name)
