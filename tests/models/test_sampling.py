@@ -41,7 +41,7 @@ def test_greedy_sampling_equals_whole_forward_passes_also_beyond_the_length(star
 
 
 def test_a_shared_decoder_samples_as_its_dense_form():
-    shared = paramshare.create_model("decoder-2-8-cycle-1", 11, (LENGTH,))
+    shared = paramshare.create_model("decoder-1-4-tied", 11, (LENGTH,))
     assert isinstance(shared, paramshare.Shared)
     variables = jax.jit(shared.init)(jax.random.key(3), PROMPT)
     expected = sample(shared.model, shared.expand(variables), PROMPT, 9, KEY, temperature=0)

@@ -63,19 +63,21 @@ def test_sizes(name):
     assert isinstance(model, Shared) == (name.count("-") > (3 if is_vit else 2))
 
 
-@pytest.mark.parametrize("kind", ["vit-6-16-8", "decoder-6-16"])
-@pytest.mark.parametrize("scan", [False, True])
-def test_what_is_shared(kind, scan):
+@pytest.mark.parametrize(
+    ("kind", "depth", "scan"),
+    [("vit-12-384-16", 12, True), ("decoder-6-128", 6, True), ("decoder-4-8", 4, False)],
+)
+def test_what_is_shared(kind, depth, scan):
     mlps = MLPS[kind.split("-")[0]]
+    options: dict[str, Any] = {"class_token": True} if kind.startswith("vit") else {}
 
-    def layout(way: str):
-        shape = (8, 8, 1) if kind.startswith("vit") else (8,)
-        model: Any = paramshare.create_model(f"{kind}-{way}", input_shape=shape, scan=scan)
+    def layout(way: str) -> Any:
+        model: Any = paramshare.create_model(f"{kind}-{way}", scan=scan, **options)
         return model.layout
 
     for way, banks, scheme in (
         ("tied", ATTENTION + mlps, Tied()),
-        ("cycle-2", ATTENTION + mlps, Tied(groups=(0, 1, 0, 1, 0, 1))),
+        ("cycle-2", ATTENTION + mlps, Tied(groups=(0, 1) * (depth // 2))),
         ("relaxed-2", ATTENTION + mlps, Relaxed(Tied(), 2)),
         ("soft-3", ATTENTION, Soft(3)),
         ("softmlp-3", mlps, Soft(3)),
@@ -84,22 +86,21 @@ def test_what_is_shared(kind, scan):
         assert set(found) == set(banks)
         for bank in found.banks:
             part, kernel = bank.name.split(".")
-            names = [f"blocks/{part}/{kernel}/kernel[{i}]" for i in range(6)]
-            names = names if scan else [f"block{i}/{part}/{kernel}/kernel" for i in range(1, 7)]
+            names = [f"blocks/{part}/{kernel}/kernel[{i}]" for i in range(depth)]
+            names = (
+                names if scan else [f"block{i}/{part}/{kernel}/kernel" for i in range(1, depth + 1)]
+            )
             assert [str(site) for site in bank.sites] == names
             assert bank.scheme == scheme
-    (bank,) = layout("rpg-500").banks
-    assert (bank.name, bank.scheme, len(bank.sites)) == (
-        "ring",
-        Ring(500),
-        6 * len(ATTENTION + mlps),
-    )
+    (ring,) = layout("rpg-500").banks
+    sites = depth * len(ATTENTION + mlps)
+    assert (ring.name, ring.scheme, len(ring.sites)) == ("ring", Ring(500), sites)
 
 
 def test_decoding_of_a_shared_decoder():
     """With a cache, a shared decoder equals its dense form on the whole sequence."""
     tokens = jax.random.randint(jax.random.key(1), (2, 6), 0, 9)
-    shared: Any = paramshare.create_model("decoder-2-8-soft-1", 9, (6,))
+    shared: Any = paramshare.create_model("decoder-2-4-soft-1", 9, (6,))
     variables = jax.jit(shared.init)(jax.random.key(0), tokens)
     whole = jax.jit(shared.model.apply)(shared.expand(variables), tokens)
     decode = jax.jit(lambda v, x: shared.apply(v, x, decode=True, mutable=["cache"]))
