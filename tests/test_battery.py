@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 import paramshare
 from paramshare import FilterBasis, Plan, Relaxed, Ring, Rule, Soft, Tied
@@ -124,7 +125,7 @@ def test_every_weight_starts_at_the_model_s_own_scale(case):
             return squares(layout.expand({"banks": banks, "params": params}))
 
         own = nn.meta.unbox(case.model.init(key, *case.inputs, **case.options)["params"])
-        own = flax.traverse_util.flatten_dict(own, sep="/")
+        own = flatten_dict(own, sep="/")
         return squares(own), {name: made(layout) for name, layout in layouts.items()}
 
     plain, schemes = jax.device_get(draw(keys))
@@ -144,7 +145,7 @@ def test_a_shared_vae_starts_at_the_loss_of_the_plain_one(battery):
     def losses(model: nn.Module) -> Any:
         def loss(key):
             logits, mean, logvar = model.apply(model.init(key, *case.inputs), x, key)  # pyright: ignore
-            divergence = -0.5 * jnp.sum(1 + logvar - mean**2 - jnp.exp(logvar), axis=-1)
+            divergence = -0.5 * jnp.sum(1 + logvar - mean**2 - jnp.exp(logvar), axis=-1)  # pyright: ignore
             entropy = optax.sigmoid_binary_cross_entropy(logits, jax.nn.sigmoid(x)).sum(-1)
             return jnp.mean(entropy + divergence)
 
@@ -164,7 +165,7 @@ def test_models_can_be_exported(battery):
         case = battery.CASES[name]
         shared = share(case, Tied())
         variables = jax.jit(shared.init)(jax.random.key(0), *case.inputs)
-        program = jax.export.deserialize(export_program(shared, variables, case.inputs))
+        program = jax.export.deserialize(export_program(shared, variables, case.inputs))  # pyright: ignore
         outputs = program.call(flat(variables), {str(i): x for i, x in enumerate(case.inputs)})
         expected = jax.tree.leaves(shared.apply(variables, *case.inputs))
         chex.assert_trees_all_close(jax.tree.leaves(outputs), expected, rtol=1e-5, atol=1e-5)

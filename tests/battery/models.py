@@ -44,7 +44,7 @@ class Translator(nn.Module):
     def __call__(self, tokens):
         x = nn.Embed(11, D)(tokens)
         for i in range(3):
-            x = nn.RNN(nn.LSTMCell(D, name=f"cell{i}"))(x)
+            x = nn.RNN(nn.LSTMCell(D, name=f"cell{i}"))(x)  # pyright: ignore
         return nn.Dense(11)(x)
 
 
@@ -88,7 +88,7 @@ class Encoder(nn.Module):
             EncoderBlock,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast,  # pyright: ignore
             length=self.depth,
         )
         x = x + self.param("positions", nn.initializers.normal(0.02), (1, 4, D))
