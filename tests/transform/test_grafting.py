@@ -55,6 +55,7 @@ PLANS = {
     "tied": Tied(groups=(0, 1, 0, 1), scaled=True),
     "repeat": Repeat(source="layer0/kernel"),
     "large ring": Ring(200),
+    "small ring": Ring(50),
 }
 
 
