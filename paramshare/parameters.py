@@ -26,6 +26,17 @@ PRNG = "threefry2x32"
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
+def example_input(shape: tuple[int, ...], dtype: Any = "float32") -> jax.ShapeDtypeStruct:
+    """An input of this shape, in a batch of one, to trace a model with.
+
+    Example:
+      >>> from paramshare.parameters import example_input
+      >>> example_input((32, 32, 3))
+      ShapeDtypeStruct(shape=(1, 32, 32, 3), dtype=float32)
+    """
+    return jax.ShapeDtypeStruct((1, *shape), jnp.dtype(dtype))
+
+
 @dataclasses.dataclass(frozen=True)
 class Parameter:
     """A parameter of a model.

@@ -21,7 +21,7 @@ from paramshare import count
 from paramshare.cli.overrides import add_options
 from paramshare.cli.parsing import Parser
 from paramshare.cli.train import add_own_options
-from paramshare.data import Canvases, Coco, Curriculum, Dataset, Grids, RotatedDigits
+from paramshare.data import Canvases, Coco, Curriculum, Dataset, Grids, RotatedDigits, Text, Tfds
 from paramshare.tasks.keypoints import SIGMAS
 from paramshare.training.config import (
     Config,
@@ -152,6 +152,10 @@ TRAINABLE = {
     "rotated_digits": 304_154,
     "rotated_digits_small": 304_154,
     # a ring; stem, norms and classifiers of three networks with 10, 2 and 1 outputs
+    # one block of 12 D^2, and what is private: patches, positions, norms and biases, a head
+    "cifar10_vit": 12 * 64**2 + 49 * 64 + 64 * 64 + 6 * 13 * 64 + 2 * 64 + 65 * 10,
+    # one block, norms, an embedding and a head for the 256 bytes; shakespeare has 65 characters
+    "shakespeare": 4 * 128**2 + 3 * 352 * 128 + 13 * 128 + 2 * 256 * 128,
     "several_tasks": 9_000 + 3 * (9 * 16 + 32 + 4 * (16 + 32 + 64)) + 13 * 65,
 }
 
@@ -171,6 +175,10 @@ def on_mock_data(name: str, folder: str = "") -> tuple[Config, Dataset]:
         data = dataclasses.replace(data, examples=1, tests=1)
     if isinstance(data, Coco):
         data = dataclasses.replace(data, path=folder)
+    if isinstance(data, Tfds):  # the mock has few images
+        data = dataclasses.replace(data, train_examples=None)
+    if isinstance(data, Text):  # the characters are those of the text
+        data = dataclasses.replace(data, unit="bytes")
     with tfds.testing.mock_data(num_examples=5):
         return config, data.load()
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from paramshare.cli import bench, compress, derive, export, look, predict, report, train
+from paramshare.cli import bench, compress, derive, export, look, predict, report, sample, train
 from paramshare.cli.errors import CommandError, run_command
 from paramshare.cli.overrides import override
 from paramshare.cli.parsing import Parser
@@ -58,6 +58,6 @@ def _parser() -> Parser:
         added.set_defaults(run=run, takes_overrides=takes_overrides)
         return added
 
-    for group in (train, look, predict, derive, compress, export, report, bench):
+    for group in (train, look, predict, sample, derive, compress, export, report, bench):
         group.add(command)
     return parser

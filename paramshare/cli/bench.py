@@ -16,9 +16,9 @@ def add(command: Any) -> None:
         "bench",
         _bench,
         "measure time and memory of networks, one against the other",
-        description="Times networks in turn on random images. Ratios are to the last program of "
-        "the table, medians over the rounds. A single network that shares parameters is compared "
-        "with the plain one, and the making of kernels with a copy.",
+        description="Times networks in turn on random images or tokens. Ratios are to the last "
+        "program of the table, medians over the rounds. A single network that shares parameters is "
+        "compared with the plain one, and the making of kernels with a copy.",
     )
     bench.add_argument("names", nargs="+", metavar="NAME", help="of a network, such as swrn-28-2-2")
     bench.add_argument(
@@ -30,7 +30,13 @@ def add(command: Any) -> None:
         "making all kernels from the banks",
     )
     bench.add_argument("--batch-size", type=int, default=64, metavar="N")
-    bench.add_argument("--input-shape", type=int, nargs=3, metavar=("H", "W", "C"))
+    bench.add_argument(
+        "--input-shape",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="height, width and channels of images, or the length of sequences of tokens",
+    )
     bench.add_argument("--num-classes", type=int, metavar="N")
     bench.add_argument(
         "--bfloat16", action="store_true", help="compute in bfloat16; kernels are made in float32"

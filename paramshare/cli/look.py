@@ -28,7 +28,13 @@ def add(command: Any) -> None:
         "name", metavar="NAME|WORKDIR", help="name of a network, or folder of a run"
     )
     summary.add_argument("--num-classes", type=int)
-    summary.add_argument("--input-shape", type=int, nargs=3, metavar=("H", "W", "C"))
+    summary.add_argument(
+        "--input-shape",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="height, width and channels of images, or the length of sequences of tokens",
+    )
     summary.add_argument(
         "--stem", help="'imagenet' or 'cifar', for networks that can be built with either"
     )
@@ -99,22 +105,23 @@ def _summary(args: argparse.Namespace, overrides: list[str]) -> int:
                 f"{args.name} is a run with a network of its own; leave out {', '.join(given)}"
             )
         config, facts, model = stored_network(run_path(args.name))
-        name, shape = config.model.name, facts.input_shape
+        name, example = config.model.name, facts.example
         rule = optimizer(config, learning_rate(config, 1))
     else:
-        from paramshare.zoo import create_model, default_input_shape
+        from paramshare.zoo import create_model, default_input_shape, input_of
 
         name, rule = args.name, None
-        height, width, channels = args.input_shape or default_input_shape(name, args.stem)
-        shape = height, width, channels
+        shape = tuple(args.input_shape or default_input_shape(name, args.stem))
         forms = {"stem": args.stem, "form": args.form}
         given = {option: value for option, value in forms.items() if value is not None}
         model = create_model(name, args.num_classes, shape, **given)
-    result = cost(model, shape, optimizer=rule, devices=args.devices)
+        example = input_of(name, shape)
+    result = cost(model, example, optimizer=rule, devices=args.devices)
     if args.json:
         print(result.as_json())
         return 0
-    print(f"{name}, images of {'x'.join(map(str, shape))}\n")
+    sizes, tokens = "x".join(map(str, example.shape[1:])), example.dtype.kind in "iu"
+    print(f"{name}, {f'sequences of {sizes} tokens' if tokens else f'images of {sizes}'}\n")
     if isinstance(model, Shared):
         print(model.describe(), end="\n\n")
     print(result)

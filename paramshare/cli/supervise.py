@@ -38,7 +38,7 @@ _NOISE = re.compile(
 _PEER = re.compile(
     r"Gloo|NCCL|UNAVAILABLE|DEADLINE_EXCEEDED|coordination service|heartbeat|barrier", re.IGNORECASE
 )
-_OWN = re.compile(rb"^paramshare: |^Traceback|img/s")
+_OWN = re.compile(rb"^paramshare: |^Traceback|(img|seq)/s")
 
 
 def is_child() -> bool:

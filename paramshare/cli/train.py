@@ -241,7 +241,7 @@ def _check_same_network(
     """Variables may fit another network that computes something else, such as other ties."""
     changed = [
         f"model.{name}: {getattr(config.model, name)} -> {getattr(run.config.model, name)}"
-        for name in ("name", "tied", "form", "stem")
+        for name in ("name", "tied", "form", "stem", "options")
         if getattr(config.model, name) != getattr(run.config.model, name)
     ]
     if changed:
@@ -306,7 +306,7 @@ def report(run: "Run", workdir: pathlib.Path, result: "Result") -> None:
 def describe(result: "Result", measures: Sequence["Measure"]) -> str:
     """A result in a few lines: speed, parameters, scores."""
     counts, score, rate = result.counts, result.score, result.images_per_second
-    speed = f"training at {rate:,.0f} images/s " if rate else ""
+    speed = f"training at {rate:,.0f} examples/s " if rate else ""
     parts = ", ".join(f"{name} {counts[name]:,}" for name in ("banks", "coefficients", "private"))
     lines = [
         f"{result.epochs} epochs in {result.seconds:.0f} s, {speed}on {result.devices}",

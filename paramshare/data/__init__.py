@@ -19,9 +19,11 @@ from paramshare.data.sets import (
     Idx,
     InMemory,
     RotatedDigits,
+    Text,
     Tfds,
 )
 from paramshare.data.sources import ArraySource, Example, Source, Subset
+from paramshare.data.vocabulary import Vocabulary
 
 __all__ = [
     "AnyData",
@@ -41,7 +43,9 @@ __all__ = [
     "RotatedDigits",
     "Source",
     "Subset",
+    "Text",
     "Tfds",
+    "Vocabulary",
     "data_config",
     "epoch_order",
     "eval_batches",

@@ -13,6 +13,8 @@ from paramshare.data import order, statistics
 from paramshare.data.error import DataError
 from paramshare.data.sources import ArraySource, Source, digest
 from paramshare.data.views import View, ViewOf, stretched
+from paramshare.data.vocabulary import Vocabulary
+from paramshare.parameters import example_input
 from paramshare.tasks import Classification, Task, TaskError, normalise
 
 
@@ -33,6 +35,7 @@ class Dataset:
         are each cut into this many equal, consecutive parts, and each phase uses one part of each.
       others: further test sets by name; their inputs may have other heights and widths.
       view_of: makes inputs of pictures of any size, as `view` does; None to stretch them.
+      vocabulary: what the tokens of inputs stand for; None if inputs are no text.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Dataset:
     phases: int = 1
     others: Mapping[str, Source] = dataclasses.field(default_factory=dict, hash=False)
     view_of: ViewOf | None = dataclasses.field(default=None, compare=False)
+    vocabulary: Vocabulary | None = None
 
     def __post_init__(self) -> None:
         if (self.mean is None) != (self.std is None):
@@ -73,10 +77,25 @@ class Dataset:
         return len(self.train) // self.phases
 
     @functools.cached_property
+    def example(self) -> jax.ShapeDtypeStruct:
+        """One input as the network takes it, in a batch of one; integers only if they are tokens.
+
+        Inputs that are normalised, and all other numbers, are float32.
+        """
+        dtype = np.dtype(np.float32)
+        if self.mean is None and len(self.train):
+            first = (
+                self.train.input if isinstance(self.train, ArraySource) else self.train[0]["input"]
+            )
+            dtype = first.dtype if first.dtype.kind in "iu" else dtype
+        return example_input(self.input_shape, dtype)
+
+    @functools.cached_property
     def digest(self) -> str:
         """A hash of the examples and of the statistics; see `paramshare.data.sources.digest`."""
         sources = [self.train, self.validation, self.test, *self.others.values()]
         parts = [*map(digest, sources), *self.others, repr(self.mean), repr(self.std)]
+        parts += [repr(self.vocabulary)] if self.vocabulary else []
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
     def of_phase(self, part: Literal["train", "validation"], phase: int) -> Source:

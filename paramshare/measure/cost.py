@@ -16,7 +16,7 @@ from flax.core import DenyList
 
 from paramshare.layout import Layout, separated, strip, table
 from paramshare.measure.multiply_adds import CONVOLUTION, by_primitive, multiply_adds
-from paramshare.parameters import trace
+from paramshare.parameters import example_input, trace
 from paramshare.shared import Shared, count
 
 
@@ -179,7 +179,7 @@ def cost(
       True
     """
     if len(inputs) == 1 and _is_shape(inputs[0]):
-        inputs = (jax.ShapeDtypeStruct((1, *inputs[0]), jnp.float32),)
+        inputs = (example_input(inputs[0]),)
     plain = model.model if isinstance(model, Shared) else model
     key = jax.random.key(0)
     traced = trace(plain, *inputs, **options)

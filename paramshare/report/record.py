@@ -108,7 +108,7 @@ def read_run(workdir: str | pathlib.Path, model: nn.Module | None = None) -> Rec
         facts = fields["facts"] = stored_facts(workdir)
         network = stored_network(workdir)[2] if model is None else model
         rule = optimizer(config, learning_rate(config, 1))
-        fields["cost"] = cost(network, facts.input_shape, optimizer=rule)
+        fields["cost"] = cost(network, facts.example, optimizer=rule)
         if isinstance(network, Shared):
             fields["layout"] = network.layout
             variables, step = network_variables(workdir, config, facts, network)

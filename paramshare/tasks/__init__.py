@@ -16,6 +16,7 @@ from paramshare.tasks.pose import Pose
 from paramshare.tasks.regression import Regression
 from paramshare.tasks.several import Several
 from paramshare.tasks.task import Curves, Measure, Task, TaskError
+from paramshare.tasks.tokens import Tokens
 
 __all__ = [
     "Augment",
@@ -30,5 +31,6 @@ __all__ = [
     "Several",
     "Task",
     "TaskError",
+    "Tokens",
     "normalise",
 ]

@@ -37,12 +37,23 @@ class Measure:
     """Whether it is a fraction of the examples, so that value times count is a whole number."""
     format_spec: str = ".2%"
     """How a value is printed, as in `format(value, format_spec)`."""
+    lower_is_better: bool = False
+    """Whether smaller values are better, as of an error."""
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")  # when read from a file
 
     def format(self, value: float) -> str:
         """The value as text; "-" for NaN, where there was nothing to measure."""
         return "-" if math.isnan(value) else format(value, self.format_spec)
+
+    def is_better(self, value: float, other: float) -> bool:
+        """Whether a value is better than another one.
+
+        Example:
+          >>> Measure("bits", "bits per character", "bits", lower_is_better=True).is_better(1.5, 2)
+          True
+        """
+        return value < other if self.lower_is_better else value > other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +96,7 @@ class Task:
 
     @property
     def score(self) -> Measure:
-        """The measure that ranks epochs and runs; higher is better."""
+        """The measure that ranks epochs and runs."""
         return self.measures[0]
 
     def label_spec(self, input_shape: tuple[int, ...]) -> Any:

@@ -16,16 +16,17 @@ import numpy as np
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from paramshare import ops
-from paramshare.data import from_arrays
+from paramshare.data import Dataset, from_arrays
 from paramshare.errors import ParamshareError
 from paramshare.layout import table
 from paramshare.measure.cost import cost
 from paramshare.shared import Shared
+from paramshare.tasks import Tokens
 from paramshare.training.config import Config, Model
 from paramshare.training.run import Run, check_batch, prepare
 from paramshare.training.step import make_train_step
 from paramshare.transform.conversion import bake
-from paramshare.zoo import create_model, default_input_shape
+from paramshare.zoo import create_model, default_input_shape, input_of
 
 What = Literal["step", "forward", "baked", "generation"]
 WHATS: tuple[What, ...] = get_args(What)
@@ -129,7 +130,7 @@ def bench(
     names: Sequence[str],
     *,
     batch_size: int = 64,
-    input_shape: tuple[int, int, int] | None = None,
+    input_shape: tuple[int, ...] | None = None,
     num_classes: int | None = None,
     bfloat16: bool = False,
     devices: int | None = None,
@@ -137,7 +138,7 @@ def bench(
     forms: Sequence[ops.Form] = ("auto",),
     rounds: int = 10,
 ) -> Bench:
-    """Measures networks on random images; each round runs every program once.
+    """Measures networks on random images or tokens; each round runs every program once.
 
     Args:
       what: "step": a step of the trainer, with augmentation, update and metrics. "forward": the
@@ -146,8 +147,9 @@ def bench(
         those of the kernels; beside it a copy of a large array.
       names: networks; ratios are to the last. A single network that shares parameters is compared
         with the plain one that it is made of.
-      batch_size: images, over all devices.
-      input_shape: (height, width, channels); by default those that the first network is made for.
+      batch_size: images or sequences, over all devices.
+      input_shape: (height, width, channels) or (length,); by default the shape that the first
+        network is made for.
       num_classes: outputs of the classifier; by default the network's own number.
       bfloat16: compute in bfloat16.
       devices: how many devices the step runs on; None for all.
@@ -169,6 +171,8 @@ def bench(
         raise BenchError(f"devices is {devices}; there are {available}")
     shape = tuple(input_shape or default_input_shape(names[0]))
     networks = [_network(name, shape, num_classes, bfloat16) for name in names]
+    example = input_of(names[0], shape)
+    images = jnp.issubdtype(example.dtype, jnp.floating)
     if len(networks) == 1 and isinstance(networks[0][1], Shared) and what != "generation":
         networks.append((f"{names[0]} (plain)", networks[0][1].model))
     count = (devices or available) if what == "step" else 1
@@ -185,9 +189,9 @@ def bench(
                         programs += _generation(label, model)
                     elif what != "step":
                         baked = what == "baked"
-                        programs.append(_forward(label, model, shape, batch_size, baked=baked))
+                        programs.append(_forward(label, model, example, batch_size, baked=baked))
                 if what == "step":
-                    run = _run(name, model, shape, batch_size, count, mapping, form)
+                    run = _run(name, model, example, batch_size, count, mapping, form)
                     programs.append(_step(label, run))
         if what == "generation":
             programs.append(_copy())
@@ -196,13 +200,13 @@ def bench(
         reset_cache()
     about = {
         "batch": batch_size,
-        "images": "x".join(map(str, shape)),
+        "images" if images else "tokens": "x".join(map(str, shape)),
         "compute": "bfloat16" if bfloat16 else "float32",
         "rounds": rounds,
         **_machine(count),
     }
     if what == "generation":
-        del about["batch"], about["images"], about["compute"]
+        about = _machine(count) | {"rounds": rounds}
     return Bench(what, about, _timed(programs, rounds))
 
 
@@ -216,27 +220,24 @@ def _network(
 def _run(
     name: str,
     model: Any,
-    shape: tuple[int, ...],
+    example: jax.ShapeDtypeStruct,
     batch_size: int,
     devices: int,
     mapping: Any,
     form: ops.Form,
 ) -> Run:
     """The trainer's run on a data set of one random batch."""
-    images = jnp.zeros((1, *shape))
-    outputs = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images)[0])
-    if not isinstance(outputs, jax.ShapeDtypeStruct) or outputs.ndim != 2:
+    outputs = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0], example)
+    images = jnp.issubdtype(example.dtype, jnp.floating)
+    ndim = 2 if images else 3
+    if not isinstance(outputs, jax.ShapeDtypeStruct) or outputs.ndim != ndim:
         shapes = jax.tree.map(lambda leaf: leaf.shape[1:], outputs)
         raise BenchError(
             f"{name} has outputs of shape {shapes}, not one for each class; its step cannot be "
             "measured on random labels; measure forward"
         )
-    generator = np.random.default_rng(0)
-    inputs = generator.integers(0, 256, (batch_size, *shape), np.uint8)
-    labels = generator.integers(0, outputs.shape[-1], batch_size)
-    examples = inputs, labels
-    data = from_arrays(
-        examples, examples, name="random", validation=0.0, num_classes=outputs.shape[-1]
+    data = (_random_images if images else _random_tokens)(
+        (batch_size, *example.shape[1:]), outputs.shape[-1]
     )
     config = Config(
         model=Model(name=name), batch_size=batch_size, epochs=1, mapping=mapping, ops=form
@@ -244,6 +245,19 @@ def _run(
     run = prepare(config, model=model, data=data, devices=jax.devices()[:devices])
     check_batch(run)
     return run
+
+
+def _random_images(shape: tuple[int, ...], classes: int) -> Dataset:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, shape, np.uint8)
+    part = images, generator.integers(0, classes, len(images))
+    return from_arrays(part, part, name="random", validation=0.0, num_classes=classes)
+
+
+def _random_tokens(shape: tuple[int, ...], vocabulary: int) -> Dataset:
+    tokens = np.random.default_rng(0).integers(0, vocabulary, shape, np.int32)
+    part = tokens, np.roll(tokens, -1, axis=1)
+    return from_arrays(part, part, name="random", validation=0.0, task=Tokens(vocabulary))
 
 
 def _step(name: str, run: Run) -> Program:
@@ -254,7 +268,7 @@ def _step(name: str, run: Run) -> Program:
     order = np.arange(run.config.batch_size, dtype=np.int32)
     batch = run.devices.cut({"index": order})
     compiled, seconds, memory = _compiled(mapped, state, data, batch)
-    whole = cost(run.model, run.data.input_shape, optimizer=run.optimizer)
+    whole = cost(run.model, run.data.example, optimizer=run.optimizer)
     kept = [state]
 
     def call() -> None:
@@ -267,14 +281,17 @@ def _step(name: str, run: Run) -> Program:
 
 
 def _forward(
-    name: str, model: Any, shape: tuple[int, ...], batch_size: int, *, baked: bool
+    name: str, model: Any, example: jax.ShapeDtypeStruct, batch_size: int, *, baked: bool
 ) -> Program:
-    images = jax.random.normal(jax.random.key(0), (batch_size, *shape))
-    variables = jax.jit(lambda: model.init(jax.random.key(0), images[:1]))()
+    shape = (batch_size, *example.shape[1:])
+    images = jnp.issubdtype(example.dtype, jnp.floating)
+    # Token 0 is in every vocabulary.
+    inputs = jax.random.normal(jax.random.key(0), shape) if images else jnp.zeros(shape, jnp.int32)
+    variables = jax.jit(lambda: model.init(jax.random.key(0), inputs[:1]))()
     if baked and isinstance(model, Shared):
         model, variables = model.model, bake(model, variables)
-    apply = jax.jit(lambda variables, images: model.apply(variables, images, train=False))
-    return _program(name, apply, variables, images)
+    apply = jax.jit(lambda variables, inputs: model.apply(variables, inputs, train=False))
+    return _program(name, apply, variables, inputs)
 
 
 def _generation(name: str, model: Any) -> list[Program]:

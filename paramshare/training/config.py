@@ -63,6 +63,9 @@ class Model:
     stem: Literal["imagenet", "cifar"] | None = None
     """Stem, for networks with two variants; None uses "cifar" for images below 64 x 64 pixels and
     "imagenet" otherwise."""
+    options: tuple[str, ...] = ()
+    """Further options of the network, NAME=VALUE each, such as heads=4 and dropout=0.1 for a
+    transformer; values as Python writes them."""
 
 
 @checked_dataclass(ConfigError)

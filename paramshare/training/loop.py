@@ -52,7 +52,7 @@ def train(
     """Trains a network, or resumes an interrupted run.
 
     During training the workdir holds `config.json`, `identity.json`, `metrics.jsonl`,
-    `checkpoints/` (the newest states) and `best/` (the variables of the epoch with the highest
+    `checkpoints/` (the newest states) and `best/` (the variables of the epoch with the best
     validation score; with a curriculum, among the epochs of the last phase). `result.json` is
     written at the end. Call `train` again with the same configuration to resume; the parameters are
     bit-identical to those of a run without interruption.
@@ -407,7 +407,7 @@ def _bar(tracks: list[Track], step: int, *, hidden: bool) -> tqdm:
     return tqdm(
         total=run.steps * size,
         initial=step * size,
-        unit="img",
+        unit="img" if len(run.data.input_shape) == 3 else "seq",
         unit_scale=True,
         desc=run.config.model.name,
         disable=hidden,

@@ -15,7 +15,7 @@ class Progress:
       line_batches: number of those steps.
       without: how many steps of the epoch so far had no value (NaN) of a metric; they do not count.
       line_without: the same since the last line.
-      best_score: highest validation score so far; None before the first one.
+      best_score: best validation score so far; None before the first one.
       best_epoch: its epoch, counted from 1; 0 for none.
       best_step: its step.
       seconds: the duration of the whole run, with compilation, validation and saving.

@@ -7,8 +7,10 @@ import pathlib
 from typing import Annotated, Any, Self
 
 import pydantic
+from jax import ShapeDtypeStruct
 from pydantic.dataclasses import dataclass
 
+from paramshare.parameters import example_input
 from paramshare.storage import read_json, run_path, write_json
 from paramshare.tasks import Curves, Measure
 from paramshare.training.checkpoint import CheckpointError
@@ -95,7 +97,7 @@ class Evaluation(_Stored):
 
 @dataclass(frozen=True, config=FORMAT)
 class Selected(_Stored):
-    """The epoch with the highest validation score."""
+    """The epoch with the best validation score."""
 
     epoch: int
     """Counted from 1."""
@@ -136,7 +138,7 @@ class Result(_Stored):
     others: dict[str, Evaluation] = dataclasses.field(default_factory=dict)
     """On the data set's further test sets, by name, with the parameters of the last epoch."""
     selected: Selected | None = None
-    """The epoch with the highest validation score; None without validation."""
+    """The epoch with the best validation score; None without validation."""
     ema: Evaluation | None = None
     """On the test set, with the moving average at the end; None if none was kept."""
     skipped: int = 0
@@ -200,8 +202,15 @@ class RunFacts(_Stored):
     """Digest of the examples and their statistics; "" where it was not stored."""
     program: str = ""
     """Digest of what the network computes; "" where it was not stored."""
+    input_dtype: str = "float32"
+    """Of the inputs as the network takes them."""
     jax: str = ""
     """Versions of jax, flax and this library's operations, with which `program` changes."""
+
+    @property
+    def example(self) -> ShapeDtypeStruct:
+        """One input as the network takes it, in a batch of one."""
+        return example_input(self.input_shape, self.input_dtype)
 
     def differences(self, stored: "RunFacts") -> list[str]:
         """The facts that differ, as "field: stored value -> this value", or in words.

@@ -25,6 +25,7 @@ from paramshare.training.compression import compressed_network
 from paramshare.training.config import Config, ConfigError, Model, differences
 from paramshare.training.devices import Devices
 from paramshare.training.losses import check_weights, smoothed
+from paramshare.training.network_options import further_options
 from paramshare.training.optimizer import learning_rate, optimizer
 from paramshare.training.penalty import check_penalty
 from paramshare.training.result import RunFacts
@@ -89,6 +90,7 @@ class Run:
             validation=len(self.data.validation),
             test=len(self.data.test),
             input_shape=self.data.input_shape,
+            input_dtype=self.data.example.dtype.name,
             network_options=self.task.network_options(),
             task=self.task.name,
             score=score,
@@ -100,8 +102,10 @@ class Run:
     @functools.cached_property
     def init(self) -> Callable[[], State]:
         """A jitted function that returns the initial state; it is traced once."""
-        shape, ema = self.data.input_shape, self.config.ema is not None
-        return jax.jit(lambda: init_state(self.model, self.optimizer, shape, self.config.seed, ema))
+        example, ema = self.data.example, self.config.ema is not None
+        return jax.jit(
+            lambda: init_state(self.model, self.optimizer, example, self.config.seed, ema)
+        )
 
     @functools.cached_property
     def shapes(self) -> State:
@@ -207,7 +211,7 @@ def prepare(
 
 def _with_model(config: Config, model: nn.Module) -> Config:
     """The configuration with the name of a network that was passed in."""
-    fields = ("tied", "num_classes", "bfloat16", "sync_batch_norm", "form", "stem")
+    fields = ("tied", "num_classes", "bfloat16", "sync_batch_norm", "form", "stem", "options")
     changed = [name for name in fields if getattr(config.model, name) != getattr(Model(), name)]
     if changed:
         raise ConfigError(
@@ -227,7 +231,7 @@ def named_network(
     Args:
       config: the configuration.
       network_options: the network options of `paramshare.create_model`, as the task gives them.
-      input_shape: (H, W, C).
+      input_shape: (H, W, C), or (length,) of tokens.
 
     Raises:
       ConfigError, ModelError: if there is no such network, or it does not fit the task.
@@ -244,6 +248,7 @@ def named_network(
     options |= {"axis_name": AXIS} if settings.sync_batch_norm else {}
     options |= {"form": settings.form} if settings.form else {}
     options |= {"stem": settings.stem} if settings.stem else {}
+    options |= further_options(settings, options)
     model = create_model(settings.name, input_shape=input_shape, **options)
     model = tie(model, settings) if settings.tied else model
     return compressed_network(model, config)
@@ -324,13 +329,13 @@ def check_model(model: nn.Module, name: str, data: Dataset) -> tuple[Any, Any, s
     Raises:
       ConfigError: unless the model takes the data set's inputs and gives the task's outputs.
     """
-    inputs = jax.ShapeDtypeStruct((1, *data.input_shape), jnp.float32)
+    inputs = data.example
     try:
         evaluation, (outputs, variables) = jax.make_jaxpr(
             lambda inputs: model.init_with_output(jax.random.key(0), inputs, train=False),
             return_shape=True,
         )(inputs)
-        digest = cached_for(_training_digest, model, data.input_shape)
+        digest = cached_for(_training_digest, model, inputs)
     except Exception as error:  # a model may fail on a wrong shape with any exception
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
@@ -346,9 +351,9 @@ def check_model(model: nn.Module, name: str, data: Dataset) -> tuple[Any, Any, s
 
 
 @functools.lru_cache(maxsize=16)
-def _training_digest(model: nn.Module, input_shape: tuple[int, ...]) -> str:
+def _training_digest(model: nn.Module, example: jax.ShapeDtypeStruct) -> str:
     """A hash of the model in training."""
-    traced, _ = cached_for(training_trace, model, input_shape)
+    traced, _ = cached_for(training_trace, model, example)
     return program_digest("", traced, measured=isinstance(model, Shared))
 
 

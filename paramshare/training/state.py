@@ -44,7 +44,7 @@ class State:
 def init_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    input_shape: tuple[int, ...],
+    example: jax.ShapeDtypeStruct,
     seed: int,
     ema: bool = False,
 ) -> State:
@@ -55,15 +55,15 @@ def init_state(
     Args:
       model: the network.
       optimizer: the update rule.
-      input_shape: (H, W, C).
+      example: an input as the network takes it, in a batch of one.
       seed: the seed.
       ema: whether to keep a moving average of the variables.
     """
-    inputs = jnp.zeros((1, *input_shape), jnp.float32)
+    inputs = jnp.zeros(example.shape, example.dtype)
     # Without boxes of `nn.with_partitioning`: a run divides banks itself (`shard_banks`).
     variables = nn.meta.unbox(model.init(jax.random.key(seed), inputs, train=False))
     trainable = {name: variables[name] for name in TRAINABLE if name in variables}
-    _, names = cached_for(training_trace, model, input_shape)
+    _, names = cached_for(training_trace, model, example)
     collections = {name: variables[name] for name in names}
     return first_state(trainable, collections, optimizer, ema)
 
@@ -112,12 +112,12 @@ def moved(
 
 @functools.lru_cache(maxsize=16)
 @ops.form("xla")  # whose program is the same on all machines
-def training_trace(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[Any, tuple[str, ...]]:
+def training_trace(model: nn.Module, example: jax.ShapeDtypeStruct) -> tuple[Any, tuple[str, ...]]:
     """The training pass, traced once for all that is asked of it; nothing is computed.
 
     Args:
       model: the network.
-      input_shape: (H, W, C).
+      example: an input as the network takes it, in a batch of one.
 
     Returns:
       The program, as `jax.make_jaxpr` returns it, on the only device of the axis `AXIS`; and the
@@ -137,23 +137,22 @@ def training_trace(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[Any,
         mapped = jax.vmap(call, in_axes=(None, 0), axis_name=AXIS, axis_size=1)
         return mapped(variables, inputs[None])
 
-    inputs = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    traced, (_, after) = jax.make_jaxpr(program, return_shape=True)(inputs)
+    traced, (_, after) = jax.make_jaxpr(program, return_shape=True)(example)
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), dict(after))
     others = [name for name in before if name not in TRAINABLE]
     return traced, tuple(name for name in others if _form(one.get(name)) == before[name])
 
 
-def cached_for(function: Any, model: nn.Module, input_shape: tuple[int, ...]) -> Any:
-    """`function(model, input_shape)`, a cached function, from its cache if the model can be a key.
+def cached_for(function: Any, model: nn.Module, example: jax.ShapeDtypeStruct) -> Any:
+    """`function(model, example)`, a cached function, from its cache if the model can be a key.
 
     It cannot if a list or an array is among its attributes.
     """
     try:
         hash(model)
     except TypeError:
-        return function.__wrapped__(model, input_shape)
-    return function(model, input_shape)
+        return function.__wrapped__(model, example)
+    return function(model, example)
 
 
 def _form(tree: Any) -> Any:

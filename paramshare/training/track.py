@@ -231,7 +231,8 @@ class Track:
             }
             # Scores of early phases of a curriculum are not comparable with those of the last one.
             # After NaN or infinity no later score would be larger.
-            better = progress.best_score is None or value > progress.best_score
+            best = progress.best_score
+            better = best is None or run.task.score.is_better(value, best)
             last_phase = phase == run.data.phases - 1
             if not math.isfinite(value) and not self._warned:
                 self._warned = True

@@ -280,5 +280,5 @@ def network_variables(
     """
     rule = optimizer(config, learning_rate(config, 1))
     ema = config.ema is not None
-    shapes = jax.eval_shape(lambda: init_state(model, rule, facts.input_shape, config.seed, ema))
+    shapes = jax.eval_shape(lambda: init_state(model, rule, facts.example, config.seed, ema))
     return stored_variables(workdir, shapes, checkpoint)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
+from paramshare.errors import ParamshareError
 from paramshare.shared import Shared
 from paramshare.storage import is_new, local_path, written_whole
 from paramshare.transform import unpacking
@@ -228,7 +229,7 @@ def export_program(
                 stored, _flat_unless_array(example)
             )
         return bytes(exported.serialize())
-    except ExportError:
+    except ParamshareError:  # a task may not have predictions
         raise
     except ImportError as error:
         raise ExportError(

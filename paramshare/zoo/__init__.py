@@ -8,15 +8,17 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from paramshare.models import ModelError
-from paramshare.parameters import trace
+from paramshare.parameters import example_input, trace
 from paramshare.shared import share
 from paramshare.zoo.families import FAMILIES
 from paramshare.zoo.family import LARGE, SMALL, Family
 
 LARGEST = 10**9  # size of an image, or number of classes
+AXES = {"images": ("height", "width", "channels"), "tokens": ("length",)}
+DTYPES = {"images": "float32", "tokens": "int32"}
+BYTES = 256
 DEEPEST = 1000
 
 
@@ -33,15 +35,18 @@ def create_model(
         "resnet34-s32u1"; see `list_models`.
       num_classes: outputs of the classifier. Default 1000 for networks for ImageNet, else 10; path
         nets always have 1 (per cell). Networks for several tasks take the outputs of each task,
-        such as {"digit": 10, "place": 2}.
+        such as {"digit": 10, "place": 2}. For decoders, the number of different tokens; default
+        256, for bytes.
       input_shape: (height, width, channels) of the images. Default (224, 224, 3) for networks for
-        ImageNet, (32, 32, 2) for path nets, else (32, 32, 3).
+        ImageNet, (32, 32, 2) for path nets, else (32, 32, 3). For decoders, (length,) of the
+        sequences, the length of their cache too; default (256,).
       **options: options of the network; `options_of` lists them. `dtype` is the compute dtype,
         `axis_name` the mapped axis over which batch statistics are averaged. Most networks for
         ImageNet have `stem`, "imagenet" or "cifar" (for small images); the default is "imagenet"
         for images of at least 64 pixels, else "cifar". MobileNetV2 and DenseNet have `form`:
         "paper", the default, or "torchvision". Some have `ring_size`, or `inner_norm=False`
-        (factored blocks without inner batch norms).
+        (factored blocks without inner batch norms). Transformers have `heads`, `dropout` and
+        `scan`, among others; see `paramshare.models.ViT` and `Decoder`.
 
     Returns:
       A plain Flax module or a `Shared` one. Call `model.apply(variables, x_BxHxWxC, train=False)`.
@@ -65,17 +70,22 @@ def create_model(
         )
     stem = options.get("stem")
     shape = default_input_shape(name, stem) if input_shape is None else input_shape
+    axes = AXES[family.inputs]
     if (
         not isinstance(shape, Sequence)
-        or len(shape) != 3
+        or len(shape) != len(axes)
         or not all(isinstance(size, int) and 0 < size <= LARGEST for size in shape)
     ):
+        text = ", ".join(axes) if len(axes) > 1 else f"{axes[0]},"
         raise ModelError(
-            f"{name}: input_shape={shape!r}; it must be (height, width, channels), each at least 1 "
-            f"and at most {LARGEST:,}"
+            f"{name}: input_shape={shape!r}; it must be ({text}) of {family.inputs}, each at least "
+            f"1 and at most {LARGEST:,}"
         )
     if "stem" in family.options and stem is None:
         stem = options["stem"] = "cifar" if min(shape[:2]) < 64 else "imagenet"
+    if family.inputs == "tokens":
+        options.setdefault("length", shape[0])
+        num_classes = BYTES if num_classes is None else num_classes
     if num_classes is None:
         num_classes = family.num_classes or (
             1000 if family.input_shape == LARGE and stem != "cifar" else 10
@@ -83,11 +93,11 @@ def create_model(
     _check_outputs(name, num_classes, by_task=isinstance(family.num_classes, Mapping))
     try:
         model, plan = family.build(**arguments, num_classes=num_classes, **options)
-        image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        inputs = example_input(shape, DTYPES[family.inputs])
         if plan is not None:
-            return share(model, plan, image)
+            return share(model, plan, inputs)
         # Illegal attributes raise here, not when the model is first called.
-        trace(model, image)
+        trace(model, inputs)
         return model
     except (ValueError, TypeError) as error:
         raise ModelError(f"{name}: {error}") from None
@@ -124,9 +134,25 @@ def list_models(pattern: str = "*") -> list[str]:
     )
 
 
-def default_input_shape(name: str, stem: str | None = None) -> tuple[int, int, int]:
-    """(height, width, channels) of the images that a network with that stem was designed for."""
+def default_input_shape(name: str, stem: str | None = None) -> tuple[int, ...]:
+    """Shape of the images or tokens that a network with that stem was designed for."""
     return SMALL if stem == "cifar" else _find(name)[0].input_shape
+
+
+def input_of(name: str, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeStruct:
+    """One input of a network, in a batch of one, to trace it with.
+
+    Args:
+      name: of the network.
+      shape: of an input; None for that of `default_input_shape`.
+
+    Example:
+      >>> from paramshare.zoo import input_of
+      >>> input_of("decoder-6-128", (64,))
+      ShapeDtypeStruct(shape=(1, 64), dtype=int32)
+    """
+    family, _ = _find(name)
+    return example_input(shape or family.input_shape, DTYPES[family.inputs])
 
 
 def options_of(name: str) -> tuple[str, ...]:

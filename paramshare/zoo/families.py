@@ -41,6 +41,7 @@ from paramshare.zoo.rotation import (
     wide_rot_net,
 )
 from paramshare.zoo.several import networks_for_tasks
+from paramshare.zoo.transformers import transformers
 from paramshare.zoo.wide import soft_wide_bottleneck, soft_wide_resnet, wide_bottleneck
 
 imagenet = partial(Family, input_shape=LARGE, options=STEM_OPTIONS)
@@ -322,4 +323,5 @@ FAMILIES = (
     *networks_for_tasks(CLASSIFIERS),
     *ROTATION_NETWORKS,
     *GRID_NETWORKS,
+    *transformers(),
 )

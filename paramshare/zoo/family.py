@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 
@@ -32,10 +32,12 @@ class Family:
         returns the model and the plan that shares its weights, or None for the plan.
       exists: whether there is a network with these arguments in its name, passed as keyword
         arguments; None for all that `build` takes.
-      input_shape: (height, width, channels) of the images that the networks were designed for.
+      input_shape: shape of the inputs that the networks were designed for: (height, width,
+        channels) of images, (length,) of tokens.
       options: names of the options of `build`.
       num_classes: default number of outputs, by task for networks for several tasks; None for 1000
-        with images of ImageNet's size, else 10.
+        with images of ImageNet's size, 256 with tokens, else 10.
+      inputs: the kind of input.
     """
 
     form: str
@@ -43,9 +45,10 @@ class Family:
     examples: tuple[str, ...]
     build: Callable[..., Network]
     exists: Callable[..., bool] | None = None
-    input_shape: tuple[int, int, int] = SMALL
+    input_shape: tuple[int, ...] = SMALL
     options: tuple[str, ...] = OPTIONS
     num_classes: int | Mapping[str, int] | None = None
+    inputs: Literal["images", "tokens"] = "images"
 
     def parse(self, name: str) -> dict[str, Any] | None:
         """The arguments of `build` in a name of this form; None if the name has another form."""

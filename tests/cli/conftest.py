@@ -133,6 +133,29 @@ def small_run(tmp_path_factory, small_config_file) -> pathlib.Path:
     return train_once(small_config_file, tmp_path_factory)
 
 
+DECODER = """
+from paramshare.data import Text
+from paramshare.training.config import Config, Model, Optimizer
+
+config = Config(
+    Model("decoder-2-8-tied", options=("heads=2",)),
+    Text(path="FILE", length=8, validation=0.1),
+    optimizer=Optimizer("adam", learning_rate=0.05),
+    epochs=3,
+    batch_size=32,
+)
+"""
+
+
+@pytest.fixture(scope="session")
+def text_run(tmp_path_factory) -> pathlib.Path:
+    """The workdir of a decoder that was trained on a sentence, again and again."""
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog.\n" * 20)
+    (folder / "config.py").write_text(DECODER.replace("FILE", str(folder / "text.txt")))
+    return train_once(str(folder / "config.py"), tmp_path_factory)
+
+
 @pytest.fixture(scope="session")
 def loaded(trained):
     """The run of `trained`, its variables and their step."""

@@ -10,10 +10,11 @@ import optax
 import pytest
 
 from paramshare import FilterBasis, Plan, Repeat, Ring, Rule, Shared, share
+from paramshare.parameters import example_input
 from paramshare.training.checkpoint import CheckpointError, Checkpoints
 from paramshare.training.state import State, init_state
 
-IMAGE = (8, 8, 1)
+IMAGE = example_input((8, 8, 1))
 SCHEMES = {
     "ring": Ring(300),
     "basis": FilterBasis(6, 2),
@@ -38,7 +39,7 @@ def network(name: str, seed: int = 0) -> Shared:
     return share(
         Net(),
         Plan(Rule("conv[1-3]/kernel", scheme)),
-        jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32),
+        IMAGE,
     )
 
 
@@ -47,7 +48,7 @@ OPTIMIZER = optax.sgd(0.1, 0.9)
 
 def stepped(model: Shared):
     """The state after one step, and the step."""
-    x, label = jax.random.normal(jax.random.key(1), (16, *IMAGE)), jnp.arange(16) % 10
+    x, label = jax.random.normal(jax.random.key(1), (16, *IMAGE.shape[1:])), jnp.arange(16) % 10
 
     @jax.jit
     def step(state: State) -> State:
@@ -111,7 +112,7 @@ def test_a_checkpoint_of_another_size_of_ring_is_refused(tmp_path):
     larger = share(
         Net(),
         Plan(Rule("conv[1-3]/kernel", Ring(301))),
-        jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32),
+        IMAGE,
     )
     with Checkpoints(tmp_path / "c") as checkpoints:
         checkpoints.save(1, state, {})

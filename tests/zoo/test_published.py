@@ -142,8 +142,13 @@ RINGS = {
     (34, 10, "cifar"): (21_258_240, 35, 23_882),
     (34, 100, "cifar"): (21_258_240, 35, 70_052),
 }
-# Of families without a published count the first name is built too.
-FIRST = {family.examples[0] for family in FAMILIES if family.examples}
+# Of families without a published count the first name is built too; transformers have a file of
+# their own.
+FIRST = {
+    family.examples[0]
+    for family in FAMILIES
+    if family.examples and not family.form.startswith(("vit", "decoder"))
+}
 CASES = [
     *[("", name) for name in sorted(FIRST | COUNTS[""].keys() | MULTIPLY_ADDS[""].keys())],
     *[("CIFAR-100", name) for name in COUNTS["CIFAR-100"]],

@@ -7,6 +7,7 @@ from paramshare.data.sets.digits import Digits
 from paramshare.data.sets.grids import Curriculum, Grids
 from paramshare.data.sets.idx import Idx
 from paramshare.data.sets.rotated_digits import RotatedDigits
+from paramshare.data.sets.text import Text
 from paramshare.data.sets.tfds import Tfds
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "Idx",
     "InMemory",
     "RotatedDigits",
+    "Text",
     "Tfds",
 ]
