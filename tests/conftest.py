@@ -144,3 +144,9 @@ def ragged():
 def coco():
     """The module `tests/data/coco_folders.py`: small folders in the format of COCO."""
     return module("data/coco_folders.py")
+
+
+@pytest.fixture(scope="session")
+def battery():
+    """The module `tests/battery/models.py`: models in the style of other projects."""
+    return module("battery/models.py")

@@ -118,9 +118,8 @@ class Ordered(nn.Module):
 IN_ANY_ORDER = [
     Soft(2),
     Tied(groups=(0, 1, 0), scaled=True),
-    Tied(groups=(0, 1, 1)),
     FilterBasis(2, 6, bases=2),
-    *[Ring(100, mode) for mode in ("ring", "global", "tile", "hash")],
+    *[Ring(100, mode) for mode in ("ring", "hash")],
     Repeat(base=(4, 4)),
     Repeat(source="b/kernel"),
 ]

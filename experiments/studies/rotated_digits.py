@@ -179,6 +179,7 @@ def draw(accuracies: Mapping[str, Interval], file: pathlib.Path) -> None:
             100 * (1 - mean), -row, xerr=100 * half, fmt="o", color=colour, capsize=3, markersize=5
         )
     axis.set_yticks([-row for row in range(len(accuracies))], list(accuracies))
+    axis.set_ylim(0.5 - len(accuracies), 0.5)
     axis.set_xlabel("test error in %, mean and 95% interval over the seeds")
     axis.grid(axis="x", color="#dddddd")
     save(figure, file)

@@ -182,6 +182,7 @@ def cost(
         inputs = (example_input(inputs[0]),)
     plain = model.model if isinstance(model, Shared) else model
     key = jax.random.key(0)
+    options.pop("mutable", None)  # everything is, but the parameters
     traced = trace(plain, *inputs, **options)
     plain_variables = traced.variables
 

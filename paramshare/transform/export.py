@@ -144,6 +144,7 @@ def export_program(
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     dtype: str = "uint8",
     predict: Callable[[Any], Any] | None = None,
+    batch: int | None = None,
     **options: Any,
 ) -> bytes:
     """The forward pass as a serialised `jax.export` program, for batches of any size.
@@ -171,6 +172,8 @@ def export_program(
         images that are normalised already, "float32".
       predict: a function of the model's outputs, whose result the program returns instead, such as
         boxes.
+      batch: the only batch size, for models that depend on it; outputs can then have any shape. A
+        decoding step takes its cache with the variables, and `mutable=["cache"]` returns it.
       **options: further arguments of the model's call, such as `train=False`.
 
     Returns:
@@ -199,9 +202,9 @@ def export_program(
         raise ExportError(
             f"platforms={platforms!r}; give a tuple of one or more of {', '.join(PLATFORMS)}"
         )
-    (batch,) = jax_export.symbolic_shape("batch")
+    size = jax_export.symbolic_shape("batch")[0] if batch is None else batch
     example = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype),
+        lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype),
         _example(inputs, dtype, mean, std),
     )
     normalise = _normalisation(example, mean, std)
@@ -216,7 +219,8 @@ def export_program(
         weights = [stored[name].astype(leaf.dtype) for name, leaf in leaves.items()]
         outputs: Any = model.apply(jax.tree.unflatten(tree, weights), *args, **options)
         outputs = outputs if predict is None else predict(outputs)
-        _check_outputs(model, outputs, batch)
+        if batch is None:
+            _check_outputs(model, outputs, size)
         return _flat_unless_array(jax.tree.map(_as_float32, outputs))
 
     stored = {
@@ -239,7 +243,8 @@ def export_program(
         reason = " ".join(str(error).split())[:300]
         shapes = jax.tree.map(lambda leaf: f"{leaf.dtype} {leaf.shape}", example)
         raise ExportError(
-            f"{type(model).__name__} cannot be exported for inputs {shapes} of any batch size "
+            f"{type(model).__name__} cannot be exported for inputs {shapes} of "
+            f"{'any batch size' if batch is None else f'batch size {batch}'} "
             f"with these variables ({type(error).__name__}: {reason})"
         ) from error
 

@@ -74,11 +74,9 @@ SCHEMES = {
     "basis": (FilterBasis(12, 4), ("depthwise", "dhk")),
     "basis of normal filters": (FilterBasis(8, 8, bases=2, orthonormal=False), ("hkd", "conv")),
     "tied": (Tied(), tuple(KINDS)),
-    "tied, orthonormal": (Tied(orthonormal=True), ("dense", "depthwise")),
     "ring": (Ring(500), ("dense", "embed", "dhk")),
     "repeat with remainders": (Repeat(like=Net(12)), ("conv", "dhk")),
     "steerable": (Steerable(4), ("conv",)),
-    "repeat a polynomial": (Repeat(like=Net(8), transform="fourier"), ("dense", "depthwise")),
 }
 
 

@@ -53,7 +53,7 @@ def in_numpy_mix(x: np.ndarray) -> np.ndarray:
     return (x ^ (x >> 16)).astype(np.int64)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 11, 180, 1009, 36_865, 65_537, 99_991])
+@pytest.mark.parametrize("size", [1, 2, 5, 180, 36_865, 99_991])
 def test_jax_and_numpy_agree(size):
     keys, both = (3, 2**32 - 1), (False, True)
     expected = [in_numpy(size, keys, inverse) for inverse in both]

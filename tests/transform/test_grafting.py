@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paramshare import FilterBasis, Plan, Repeat, Ring, Rule, Shared, Soft, Tied, bake, share
+from paramshare import Plan, Repeat, Ring, Rule, Shared, Soft, Tied, bake, share
 from paramshare.transform.grafting import INEXACT, GraftError, graft
 
 X = jax.random.normal(jax.random.key(1), (4, 6))
@@ -53,7 +53,6 @@ PLANS = {
     "plain": None,
     "soft": Soft(2),
     "tied": Tied(groups=(0, 1, 0, 1), scaled=True),
-    "basis": FilterBasis(4, 2),
     "repeat": Repeat(source="layer0/kernel"),
     "large ring": Ring(200),
     "small ring": Ring(50),

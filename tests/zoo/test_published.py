@@ -226,14 +226,11 @@ def test_coefficients_of_repeated_vggs(network, n, coefficients):
         "resnet32-s16u1-double",
         "resnet50-shared",
         "mobilenetv2-sharedpp",
-        "resnext50-s64u4",
         "resnet20-rpg-10000",
         "resnet16-4-repeat",
-        "resnet18-x2-repeat",
         "spathnet-10-16-10",
         "pathnet-10-16-loop-1",
         "hourglass2-64-tied",
-        "hourglass2-64-stage-rpg-190464",
     ],
 )
 def test_the_variables_are_those_that_the_layout_counts(network, name):
