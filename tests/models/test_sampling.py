@@ -14,7 +14,8 @@ from paramshare.models import Decoder, ViT, sample
 LENGTH = 8
 MODEL: Any = Decoder(depth=1, width=16, heads=2, vocabulary=11, length=LENGTH)
 PROMPT = jnp.array([[1, 2, 3], [9, 8, 7]], jnp.int32)
-VARIABLES = jax.jit(MODEL.init)(jax.random.key(0), PROMPT)
+# Larger than at the start, so that the next token depends on many earlier ones.
+VARIABLES = jax.jit(lambda: jax.tree.map(lambda x: 4 * x, MODEL.init(jax.random.key(0), PROMPT)))()
 KEY = jax.random.key(0)
 
 
