@@ -5,17 +5,20 @@ import dataclasses
 import difflib
 import operator
 import re
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from paramshare.groups import sites
 from paramshare.layout import Layout, PlanError, SharedBank, count_leaves
-from paramshare.parameters import Parameter, Trace, measure, trace
+from paramshare.parameters import Parameter, Trace, is_nnx, trace
 from paramshare.schemes import Scheme, SchemeError, Site
 from paramshare.schemes.interface import check_axes
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +214,7 @@ class Plan:
     @classmethod
     def blocks(
         cls,
-        model: nn.Module,
+        model: "nn.Module | nnx.Module",
         *example_inputs: Any,
         scheme: Scheme,
         include: str = r".*kernel",
@@ -225,8 +228,8 @@ class Plan:
         `nn.scan`) need a rule with `stack_axis`.
 
         Args:
-          model: any Flax linen module.
-          *example_inputs: the inputs that the model is initialized with.
+          model: any Flax linen or NNX module.
+          *example_inputs: the inputs that a linen model is initialized with.
           scheme: makes the weights of each bank.
           include: a regular expression that the whole path of a weight must match.
           **options: further arguments of `model.init`.
@@ -268,17 +271,24 @@ class Plan:
             )
         )
 
-    def resolve(self, model: nn.Module, *example_inputs: Any, **options: Any) -> Layout:
+    def resolve(
+        self, model: "nn.Module | nnx.Module", *example_inputs: Any, **options: Any
+    ) -> Layout:
         """Matches the rules against the model's parameters, by tracing `model.init`.
 
         Where a scheme starts from the model's own initialization (`initial="model"`), the
         initializers of its sites are sampled. Otherwise nothing is allocated or computed.
 
+        An NNX module holds its parameters, so that nothing is traced or sampled: the mean and
+        standard deviation are those of its arrays. Of an abstract module they are unknown.
+
         Args:
-          model: any Flax linen module.
+          model: any Flax linen or NNX module.
           *example_inputs: the inputs that the model is initialized with. Of arrays and
-            `jax.ShapeDtypeStruct`s, only the shape and dtype matter.
-          **options: further arguments of `model.init`, such as `train=False` or `method="encode"`.
+            `jax.ShapeDtypeStruct`s, only the shape and dtype matter. NNX modules need none; with
+            inputs, sites are in the order of calls, otherwise of definition.
+          **options: further arguments of `model.init`, such as `train=False` or `method="encode"`;
+            for an NNX module, of its method.
 
         Returns:
           The layout. A bank's sites are in the order in which the model calls its layers.
@@ -297,8 +307,8 @@ class Plan:
         sites: dict[str, list[Site]] = {}
         schemes: dict[str, tuple[Rule, Any]] = {}
 
-        def shapes_of(other: nn.Module) -> dict[str, tuple[int, ...]]:
-            if not isinstance(other, nn.Module):
+        def shapes_of(other: "nn.Module | nnx.Module") -> dict[str, tuple[int, ...]]:
+            if not isinstance(other, nn.Module) and not is_nnx(other):
                 raise PlanError(
                     f"the small model to repeat must be a Flax module, such as Net(width=1), got "
                     f"{other!r}"
@@ -345,7 +355,7 @@ class Plan:
                 scheme.check(tuple(members))
                 if scheme.measures_initializer:
                     members = _measured(traced, members)
-                    scheme.check_initializer(members)
+                    scheme.check_initializer(tuple(s for s in members if s.std is not None))
             except SchemeError as error:
                 raise PlanError(f"bank {name!r}: {error}") from None
             banks.append(SharedBank(name, scheme, tuple(members)))
@@ -377,15 +387,18 @@ class Plan:
             )
 
 
-def _measured(traced: Trace, sites: list[Site]) -> tuple[Site, ...]:
+def _measured(traced: Trace, sites: Sequence[Site]) -> tuple[Site, ...]:
     """The sites with the mean and standard deviation of the model's initializers."""
     axes = {site.path: None if site.index is None else site.stack_axis for site in sites}
-    statistics = measure(traced, axes)
-    pairs = [statistics[site.path][site.index or 0] for site in sites]
-    return tuple(
-        dataclasses.replace(site, mean=mean, std=std)
-        for site, (mean, std) in zip(sites, pairs, strict=True)
-    )
+    statistics = traced.measure(axes)
+
+    def measured(site: Site) -> Site:
+        if site.path not in statistics:
+            return site
+        mean, std = statistics[site.path][site.index or 0]
+        return dataclasses.replace(site, mean=mean, std=std)
+
+    return tuple(map(measured, sites))
 
 
 def _nearest(target: str, parameters: Mapping[str, Any]) -> str:

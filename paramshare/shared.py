@@ -15,7 +15,8 @@ from flax.traverse_util import flatten_dict
 from paramshare import ops
 from paramshare.errors import ParamshareError
 from paramshare.layout import COLLECTIONS, Layout, PlanError, count_leaves, fill, separated, strip
-from paramshare.parameters import orphan
+from paramshare.parameters import is_nnx
+from paramshare.parameters.linen import orphan
 from paramshare.plan import Plan
 
 
@@ -250,8 +251,8 @@ def share(
 def _kind(model: Any) -> str:
     """What was passed instead of a linen module, and what to pass."""
     kind = type(model).__name__
-    if any(base.__module__.startswith("flax.nnx") for base in type(model).__mro__):
-        return f"the NNX module {kind}; wrap it: flax.nnx.bridge.to_linen({kind}, ...)"
+    if is_nnx(model):
+        return f"the NNX module {kind}; use paramshare.nnx.share({kind}(...), plan)"
     if isinstance(getattr(model, "module", None), nn.Module):
         return f"a {kind}; pass the module that it holds, its attribute .module"
     return f"{kind} {model!r}" if len(repr(model)) < 80 else f"a {kind}"

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from paramshare.models import ModelError
-from paramshare.parameters import trace
+from paramshare.parameters.linen import trace
 from paramshare.shared import share
 from paramshare.zoo.families import FAMILIES
 from paramshare.zoo.family import LARGE, SMALL, Family
