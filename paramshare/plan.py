@@ -272,7 +272,7 @@ class Plan:
         )
 
     def resolve(
-        self, model: "nn.Module | nnx.Module", *example_inputs: Any, **options: Any
+        self, model: "nn.Module | nnx.Module | Trace", *example_inputs: Any, **options: Any
     ) -> Layout:
         """Matches the rules against the model's parameters, by tracing `model.init`.
 
@@ -283,7 +283,7 @@ class Plan:
         standard deviation are those of its arrays. Of an abstract module they are unknown.
 
         Args:
-          model: any Flax linen or NNX module.
+          model: any Flax linen or NNX module, or its `Trace`.
           *example_inputs: the inputs that the model is initialized with. Of arrays and
             `jax.ShapeDtypeStruct`s, only the shape and dtype matter. NNX modules need none; with
             inputs, sites are in the order of calls, otherwise of definition.
@@ -297,7 +297,7 @@ class Plan:
           PlanError: if a rule matches nothing, a path does not exist, or a bank's sites do not fit
             its scheme.
         """
-        traced = trace(model, *example_inputs, **options)
+        traced = model if isinstance(model, Trace) else trace(model, *example_inputs, **options)
         parameters = traced.parameters
         if not parameters:
             raise PlanError(

@@ -267,6 +267,14 @@ def check_shared(function: str, model: Any, error: type[ParamshareError] = Param
         )
 
 
+def layout_of(function: str, model: Any, error: type[ParamshareError] = ParamshareError) -> Layout:
+    """The layout of a `Shared`, or `model` if it is a layout; errors as of `check_shared`."""
+    if isinstance(model, Layout):
+        return model
+    check_shared(function, model, error)
+    return model.layout
+
+
 def count(variables: Mapping[str, Any]) -> dict[str, int]:
     """The number of trainable parameters.
 

@@ -26,7 +26,18 @@ FLOORS = [
         "plan",
         "shared",
     ),
-    *("penalties", "zoo", "measure", "transform", "tasks", "data", "training", "report", "cli"),
+    *(
+        "penalties",
+        "zoo",
+        "measure",
+        "transform",
+        "nnx",
+        "tasks",
+        "data",
+        "training",
+        "report",
+        "cli",
+    ),
 ]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 HEAVY = [

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.typing import Key, PathParts
+from jax.core import Tracer
 
 from paramshare.parameters.parameter import (
     Axes,
@@ -20,8 +22,6 @@ from paramshare.parameters.parameter import (
     rounded,
     transposed_axes,
 )
-
-Keys = tuple[str | int, ...]  # a path as NNX has it
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,6 +52,10 @@ class NNXTrace(Trace):
             )
             for path in layers
         }
+
+    def without_values(self) -> "NNXTrace":
+        """The same without means and standard deviations, as for an abstract module."""
+        return dataclasses.replace(self, arrays={})
 
 
 def trace(
@@ -87,12 +91,12 @@ def trace(
     arrays = {
         path: value
         for path, value in values.items()
-        if not isinstance(value, jax.ShapeDtypeStruct | jax.core.Tracer)
+        if not isinstance(value, jax.ShapeDtypeStruct | Tracer)
     }
     return NNXTrace({path: parameter(path) for path in ranked}, frozenset(), arrays)
 
 
-def params_of(model: nnx.Module) -> dict[str, tuple[Keys, nnx.Param]]:
+def params_of(model: nnx.Module) -> dict[str, tuple[PathParts, nnx.Param]]:
     """The parameters of a module by path, each with the names and numbers of its path."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return {
@@ -102,7 +106,7 @@ def params_of(model: nnx.Module) -> dict[str, tuple[Keys, nnx.Param]]:
     }
 
 
-def child(node: Any, key: str | int) -> Any:
+def child(node: Any, key: Key) -> Any:
     """What a module or a container has under a name or number of a path."""
     if isinstance(node, nnx.Pytree):
         return vars(node)[str(key)]
@@ -130,7 +134,7 @@ def _moments(layers: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean[:, 0], jnp.sqrt(jnp.mean((rows - mean) ** 2, axis=1))
 
 
-def _owner(model: nnx.Module, keys: Keys) -> nnx.Module:
+def _owner(model: nnx.Module, keys: PathParts) -> nnx.Module:
     """The innermost module on a path that is not a mere container."""
     owner = node = model
     for key in keys[:-1]:
@@ -140,7 +144,7 @@ def _owner(model: nnx.Module, keys: Keys) -> nnx.Module:
     return owner
 
 
-def _definition(model: nnx.Module, keys: Keys) -> tuple[int, ...]:
+def _definition(model: nnx.Module, keys: PathParts) -> tuple[int, ...]:
     """Where a parameter was defined: the positions of the names of its path."""
     positions, node = [], model
     for key in keys:

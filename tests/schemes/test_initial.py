@@ -197,7 +197,7 @@ def test_the_papers_initializations_measure_nothing(monkeypatch):
 def test_each_model_is_measured_once(monkeypatch):
     measure, calls = parameters.linen._measure, []
 
-    def spy(trace: parameters.Trace, targets: Any) -> Any:
+    def spy(trace: parameters.linen.LinenTrace, targets: Any) -> Any:
         calls.append(targets)
         return measure(trace, targets)
 
