@@ -14,7 +14,6 @@ from flax import nnx
 from paramshare.errors import ParamshareError
 from paramshare.layout import Layout, PlanError, variables_of
 from paramshare.nnx.places import Hole, empty, fill, is_full, places_of
-from paramshare.parameters import trace
 from paramshare.plan import Plan
 from paramshare.schemes import Weights
 
@@ -80,7 +79,7 @@ class Shared(nnx.Module):
             raise PlanError(f"Shared takes a layout, as Plan.resolve returns it, got {layout!r}")
         self.layout = layout
         self.places = places_of(model, layout)
-        self.model = nnx.clone(model)
+        self.model: Any = nnx.clone(model)
         empty(self.model, self.places)
         self.hold(_initial(model, layout, rngs) if weights is None else weights)
 
@@ -245,8 +244,9 @@ def share(
     _check_module("share", module)
     if not isinstance(plan, Plan):
         raise PlanError(f"share takes a plan, such as Plan(Rule(...)), got {plan!r}")
-    traced = trace(module, *example_inputs, method=method, **options)
-    return Shared(module, plan.resolve(traced, *example_inputs, **options), rngs=rngs)
+    return Shared(
+        module, plan.resolve(module, *example_inputs, method=method, **options), rngs=rngs
+    )
 
 
 def check_shared(function: str, module: Any, error: type[ParamshareError]) -> None:
@@ -284,5 +284,5 @@ def _initial(
                 "paramshare.nnx.Shared(module, layout)"
             )
     rngs = rngs if isinstance(rngs, nnx.Rngs) else nnx.Rngs(rngs)
-    banks, params = layout.init(rngs.params())
+    banks, params = jax.jit(layout.init)(rngs.params())
     return layout.weights({"banks": banks, "params": params})

@@ -22,7 +22,7 @@ from paramshare.transform.folding import Folded, tie
 from paramshare.transform.grouping import FoldError
 
 
-def bake(shared: Shared) -> nnx.Module:
+def bake(shared: Shared) -> Any:
     """The plain module with every shared weight written out.
 
     Use it for inference, or to pass the network to code without sharing: it computes what `shared`
@@ -230,7 +230,7 @@ def _layout(
         raise ConversionError(f"convert takes a plan, such as Plan(Rule(...)), got {plan!r}")
     # Trained weights say nothing of how the module was initialized.
     traced = trace(module, *inputs, method=method, **options)
-    return plan.resolve(traced.without_values(), *inputs, **options)
+    return plan.resolve(traced.without_values(), *inputs, method=method, **options)
 
 
 def _output_change(

@@ -44,7 +44,7 @@ class NNXTrace(Trace):
             if path in self.arrays
         }
         with jax.ensure_compile_time_eval():
-            moments = jax.device_get(jax.jit(lambda trees: jax.tree.map(_moments, trees))(layers))
+            moments = jax.device_get({path: _moments(rows) for path, rows in layers.items()})
         return {
             path: tuple(
                 rounded(float(mean), float(std), layers[path][0].size)
@@ -110,7 +110,9 @@ def child(node: Any, key: Key) -> Any:
     """What a module or a container has under a name or number of a path."""
     if isinstance(node, nnx.Pytree):
         return vars(node)[str(key)]
-    return node[key] if isinstance(node, Mapping | Sequence) else getattr(node, str(key))
+    if isinstance(node, Mapping | Sequence):
+        return node[key]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return getattr(node, str(key))
 
 
 def module_axes(module: Any) -> dict[str, Axes]:
@@ -128,6 +130,7 @@ def module_axes(module: Any) -> dict[str, Axes]:
     return einsum_axes(module.einsum_str) if isinstance(module, nnx.Einsum) else {}
 
 
+@jax.jit
 def _moments(layers: jax.Array) -> tuple[jax.Array, jax.Array]:
     rows = layers.reshape(layers.shape[0], -1).astype(jnp.float32)
     mean = jnp.mean(rows, axis=1, keepdims=True)
