@@ -271,6 +271,11 @@ def test_parts_of_the_module_are_called_while_it_is_filled():
     with shared.filled() as module:
         assert_close(module.blocks[1].up(x), plain.blocks[1].up(x), rtol=1e-6)
         assert shared.encode(IDS).shape == (2, 5, WIDTH)  # within it
+        copy = nnx.clone(shared)
+        assert_close(module.blocks[1].up(x), plain.blocks[1].up(x), rtol=1e-6)
+    # A copy made meanwhile has weights, but does not use them.
+    copy.banks["up"]["templates"][...] *= 0
+    assert not np.allclose(copy(IDS), shared(IDS))
     for part in (shared.blocks[1].up, shared.blocks[1].attention):
         with pytest.raises(PlanError, match=r"'blocks/1/.*/kernel' is generated.*filled\(\)"):
             part(x[None])

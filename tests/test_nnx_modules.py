@@ -222,6 +222,9 @@ class Containers(nnx.Module):
         weights = [self.dict["v"], *self.weights, self.plain["w"], self.plain["list"][0]]
         for weight in weights:
             x = x @ weight[...]
+        return nnx.jit(Containers.last)(self, x)
+
+    def last(self, x):  # `nnx.jit` puts another dictionary in the place of `plain`
         return self.dict["w"](x)
 
 

@@ -1,7 +1,8 @@
 """Where an NNX module keeps its shared weights, and how they are taken out and put back."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, MutableMapping, MutableSequence
+from collections.abc import Iterator, Mapping, MutableMapping, MutableSequence
 from typing import Any, NoReturn
 
 import jax
@@ -74,7 +75,7 @@ def places_of(module: nnx.Module, layout: Layout) -> tuple[Place, ...]:
         place = Place(
             path,
             tuple(map(tuple, copies.get(keys, (keys,)))),
-            type(variable),
+            variable.var_type,
             tuple((variable.get_metadata() | {"hijax": False, "ref": False}).items()),
         )
         for at in place.keys:
@@ -88,35 +89,45 @@ def places_of(module: nnx.Module, layout: Layout) -> tuple[Place, ...]:
     return tuple(places)
 
 
-def is_full(module: nnx.Module, places: tuple[Place, ...]) -> bool:
-    """Whether the weights are in the module."""
-    if not places:
-        return True
-    first = places[0].keys[0]
-    return not isinstance(child(_holder(module, first), first[-1]), Hole)
-
-
 def fill(module: nnx.Module, places: tuple[Place, ...], weights: Mapping[str, jax.Array]) -> None:
-    """Puts weights into a module, by path."""
+    """Puts weights into a module, by path, for good."""
     for place in places:
-        _put(module, place, place.kind.from_metadata(weights[place.path], dict(place.metadata)))
+        variable = place.kind.from_metadata(weights[place.path], dict(place.metadata))
+        for keys in place.keys:
+            _put(module, keys, variable)
 
 
 def empty(module: nnx.Module, places: tuple[Place, ...]) -> None:
     """Takes the weights out of a module."""
     for place in places:
-        _put(module, place, Hole(place.path))
+        for keys in place.keys:
+            _put(module, keys, Hole(place.path))
 
 
-def _put(module: nnx.Module, place: Place, value: Any) -> None:
-    for keys in place.keys:
-        holder: Any = _holder(module, keys)
-        if isinstance(holder, nnx.Pytree):
-            # Not by `setattr`, which refuses a module from outside of a traced function: the value
-            # is taken out again before the trace ends.
-            vars(holder)[str(keys[-1])] = value
-        else:
-            holder[keys[-1]] = value
+@contextlib.contextmanager
+def filled(
+    module: nnx.Module, places: tuple[Place, ...], weights: Mapping[str, jax.Array]
+) -> Iterator[None]:
+    """Puts weights into a module, and at the end what was there before."""
+    every = [keys for place in places for keys in place.keys]
+    before = [child(_holder(module, keys), keys[-1]) for keys in every]
+    try:
+        fill(module, places, weights)
+        yield
+    finally:
+        # By path again: a container may have been replaced by a copy.
+        for keys, value in zip(every, before, strict=True):
+            _put(module, keys, value)
+
+
+def _put(module: nnx.Module, keys: PathParts, value: Any) -> None:
+    holder: Any = _holder(module, keys)
+    if isinstance(holder, nnx.Pytree):
+        # Not by `setattr`, which refuses a module from outside of a traced function: the value is
+        # taken out again before the trace ends.
+        vars(holder)[str(keys[-1])] = value
+    else:
+        holder[keys[-1]] = value
 
 
 def _holder(module: nnx.Module, keys: PathParts) -> Any:

@@ -13,7 +13,7 @@ from flax import nnx
 
 from paramshare.errors import ParamshareError
 from paramshare.layout import Layout, PlanError, variables_of
-from paramshare.nnx.places import Hole, empty, fill, is_full, places_of
+from paramshare.nnx.places import Hole, empty, filled, places_of
 from paramshare.plan import Plan
 from paramshare.schemes import Weights
 
@@ -95,11 +95,10 @@ class Shared(nnx.Module):
         self.own = wrapped(Own, params.get("own", {}))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.filled() as model:
+        with self._filled() as model:
             return model(*args, **kwargs)
 
-    @contextlib.contextmanager
-    def filled(self) -> Iterator[Any]:
+    def filled(self) -> contextlib.AbstractContextManager[Any]:
         """The module with its generated weights, for calls of its parts.
 
         Example:
@@ -112,16 +111,12 @@ class Shared(nnx.Module):
           ...     module.layers[0](jnp.ones((1, 4))).shape
           (1, 4)
         """
-        with _FILLING:
-            if is_full(self.model, self.places):  # called from within a call
-                yield self.model
-                return
-            weights = self.layout.expand(self._stored())
-            try:
-                fill(self.model, self.places, weights)
-                yield self.model
-            finally:
-                empty(self.model, self.places)
+        return self._filled()
+
+    @contextlib.contextmanager
+    def _filled(self) -> Iterator[Any]:
+        with _FILLING, filled(self.model, self.places, self.layout.expand(self._stored())):
+            yield self.model
 
     def __getattr__(self, name: str) -> Any:
         model = vars(self).get("model")
@@ -136,11 +131,11 @@ class Shared(nnx.Module):
 
             @functools.wraps(getattr(type(model), name))
             def method(*args: Any, **kwargs: Any) -> Any:
-                with self.filled() as model:
+                with self._filled() as model:
                     return getattr(model, name)(*args, **kwargs)
 
             return method
-        with self.filled() as model:  # a property, for instance
+        with self._filled() as model:  # a property, for instance
             try:
                 return getattr(model, name)
             except AttributeError as error:
@@ -179,6 +174,8 @@ class Shared(nnx.Module):
             f"Shared({type(self.model).__name__}, {sites} weights from {len(layout)} "
             f"bank{'s' * (len(layout) > 1)}, {layout.trainable:,} trainable parameters)"
         )
+
+    __str__ = __repr__
 
     def _stored(self) -> dict[str, Any]:
         """What kernels are made of, as `Layout.weights` takes it."""
@@ -284,5 +281,5 @@ def _initial(
                 "paramshare.nnx.Shared(module, layout)"
             )
     rngs = rngs if isinstance(rngs, nnx.Rngs) else nnx.Rngs(rngs)
-    banks, params = jax.jit(layout.init)(rngs.params())
+    banks, params = layout.init(rngs.params())
     return layout.weights({"banks": banks, "params": params})
