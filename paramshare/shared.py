@@ -261,9 +261,10 @@ def _kind(model: Any) -> str:
 def check_shared(function: str, model: Any, error: type[ParamshareError] = ParamshareError) -> None:
     """Raises an error unless `model` is a `Shared`; `function` is what was called with it."""
     if not isinstance(model, Shared):
+        name = type(model).__name__
+        kind = f"the NNX module {name}; use paramshare.nnx" if is_nnx(model) else name
         raise error(
-            f"{function} takes a Shared, as `share` and `create_model` return it, "
-            f"got {type(model).__name__}"
+            f"{function} takes a Shared, as `share` and `create_model` return it, got {kind}"
         )
 
 

@@ -42,7 +42,7 @@ FLOORS = [
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 HEAVY = [
     *("tensorflow", "tensorflow_datasets", "grain", "orbax", "matplotlib", "sklearn"),
-    *("pydantic", "jinja2", "tqdm", "PIL", "tensorboardX"),
+    *("pydantic", "jinja2", "tqdm", "PIL", "tensorboardX", "flax.nnx"),
 ]
 
 

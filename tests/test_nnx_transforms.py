@@ -171,6 +171,9 @@ def test_wrong_arguments():
         for wrong in (module, linen):
             with pytest.raises(error, match=rf"nnx\.{function.__name__} takes a Shared.* got"):
                 function(wrong)
+    other: Any = shared
+    with pytest.raises(FoldError, match=r"got the NNX module Shared; use paramshare\.nnx"):
+        paramshare.fold(other, {})
     with pytest.raises(ConversionError, match="already shared"):
         convert(shared, plan(SOFT))
     with pytest.raises(ConversionError, match="no parameter 'a/kernel'"):

@@ -37,7 +37,8 @@ class Own(nnx.Param):
 class Shared(nnx.Module):
     """An NNX module whose shared weights are generated from banks; an ordinary module itself.
 
-    It is called as the module is, and has its methods, properties and attributes. Its state is
+    It is called as the module is, and has its methods, properties and attributes (under `.model`
+    where a name below is the same). Its state is
 
         {"banks":        {BANK: ...},          of type `Bank`, shared by the sites of a bank
          "coefficients": {BANK: {SITE: ...}},  of type `Coefficient`
