@@ -288,6 +288,7 @@ def test_parts_of_the_module_are_called_while_it_is_filled():
     for part in (shared.blocks[1].up, shared.blocks[1].attention):
         with pytest.raises(PlanError, match=r"'blocks/1/.*/kernel' is generated.*filled\(\)"):
             part(x[None])
+    assert not hasattr(shared.blocks[1].up.kernel, "shape")
 
 
 def test_decoding_with_a_cache():

@@ -320,6 +320,28 @@ def test_a_small_module_to_repeat():
     check(shared, X)
 
 
+def test_modules_that_refer_to_each_other():
+    class Part(nnx.Module):
+        def __init__(self, whole: Any, rngs: nnx.Rngs):
+            self.whole, self.linear = whole, nnx.Linear(8, 8, rngs=rngs)
+
+        def __call__(self, x):
+            return self.linear(x) * self.whole.scale
+
+    class Whole(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs):
+            self.scale = nnx.Param(jnp.full((), 2.0))
+            self.first, self.second = Part(self, rngs), Part(self, rngs)
+            self.third = self.first
+
+        def __call__(self, x):
+            return self.third(self.second(self.first(x)))
+
+    shared = share(Whole(nnx.Rngs(0)), kernels(Soft(2)))
+    assert paths(shared.layout) == ["first/linear/kernel", "second/linear/kernel"]
+    np.testing.assert_allclose(shared(X), paramshare.nnx.bake(shared)(X), rtol=1e-6)
+
+
 def test_a_linen_module_behind_the_bridge():
     class Linen(nn.Module):
         @nn.compact
@@ -355,7 +377,7 @@ def test_a_shared_module_inside_a_larger_one():
     ("module", "plan", "message"),
     [
         (nn.Dense(3), kernels(Tied()), r"Dense is a linen module; use paramshare\.share"),
-        (MLP, kernels(Tied()), "takes an NNX module, got .*; create it first"),
+        (MLP, kernels(Tied()), "takes an NNX module, got the class MLP; pass an instance"),
         (3, kernels(Tied()), "takes an NNX module, got int"),
         (MLP(nnx.Rngs(0)), Rule(".*", Tied()), "share takes a plan"),
         (MLP(nnx.Rngs(0)), Plan(Rule("a/kernl", Tied())), "nearest: 'a/kernel'"),

@@ -30,6 +30,10 @@ class Place:
     metadata: tuple[tuple[str, Any], ...]
 
 
+class MissingWeightError(PlanError, AttributeError):
+    """A generated weight was read outside of a call; `hasattr` takes it for a missing attribute."""
+
+
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Hole:
@@ -38,7 +42,7 @@ class Hole:
     path: str
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name == "set_view":
+        if name.startswith("_"):
             raise AttributeError(name)
         self._refuse()
 
@@ -49,7 +53,7 @@ class Hole:
         self._refuse()
 
     def _refuse(self) -> NoReturn:
-        raise PlanError(
+        raise MissingWeightError(
             f"the weight {self.path!r} is generated from a bank, and only there while the shared "
             "module is called; call the module's parts in `with shared.filled() as module:`"
         )

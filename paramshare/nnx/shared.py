@@ -261,8 +261,9 @@ def _check_module(function: str, module: Any) -> None:
     if isinstance(module, nn.Module):
         raise PlanError(f"{kind} is a linen module; use paramshare.{function}, without .nnx")
     if not isinstance(module, nnx.Module):
-        hint = "; create it first" if isinstance(module, type) else ""
-        raise PlanError(f"paramshare.nnx.{function} takes an NNX module, got {kind}{hint}")
+        if isinstance(module, type):
+            kind = f"the class {module.__name__}; pass an instance of it"
+        raise PlanError(f"paramshare.nnx.{function} takes an NNX module, got {kind}")
     if isinstance(module, Shared):
         raise PlanError("the module is already shared; combine all rules into one plan")
 
@@ -271,7 +272,7 @@ def _initial(
     module: nnx.Module, layout: Layout, rngs: nnx.Rngs | int | jax.Array
 ) -> Mapping[str, Weights]:
     """Weights of every bank: drawn, or only their shapes if the module has only shapes."""
-    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(module)):
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.state(module))):
         return {bank.name: bank.scheme.shapes(bank.sites) for bank in layout.banks}
     for bank in layout.banks:
         if bank.scheme.measures_initializer and any(site.std is None for site in bank.sites):

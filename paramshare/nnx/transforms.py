@@ -134,6 +134,15 @@ def fold(
 
     Raises:
       FoldError: as for `paramshare.fold`.
+
+    Example:
+      >>> import paramshare, paramshare.nnx
+      >>> from flax import nnx
+      >>> module = nnx.Sequential(*(nnx.Linear(8, 8, rngs=nnx.Rngs(i)) for i in range(3)))
+      >>> plan = paramshare.Plan(paramshare.Rule(r".*/kernel", paramshare.Soft(templates=1)))
+      >>> folded = paramshare.nnx.fold(paramshare.nnx.share(module, plan))
+      >>> folded.banks[0].groups, str(folded.shared.layout["shared"].scheme)
+      ((0, 0, 0), 'Tied(groups=(0, 0, 0), scaled=True)')
     """
     check_shared("fold", shared, FoldError)
     weights = shared.layout.weights(shared.variables())
