@@ -1,4 +1,10 @@
-"""Cross-layer parameter sharing for JAX and Flax."""
+"""Cross-layer parameter sharing for JAX and Flax.
+
+`paramshare.nnx` does for NNX modules what this module does for linen ones.
+"""
+
+import importlib
+from typing import Any
 
 from paramshare.errors import ParamshareError
 from paramshare.groups import sites
@@ -72,3 +78,9 @@ __all__ = [
     "sites",
     "unloop",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "nnx":  # on demand: `flax.nnx` takes time to import
+        return importlib.import_module("paramshare.nnx")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

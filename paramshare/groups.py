@@ -5,12 +5,15 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 
 from paramshare.layout import PlanError, table
 from paramshare.parameters import trace
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 LINEAR = ("Dense", "DenseGeneral", "Einsum", "Linear", "LinearGeneral")
 
@@ -53,17 +56,17 @@ class Sites:
         return "\n".join(table(rows, right={3, 4}))
 
 
-def sites(model: nn.Module, *example_inputs: Any, **options: Any) -> Sites:
+def sites(model: "nn.Module | nnx.Module", *example_inputs: Any, **options: Any) -> Sites:
     """The parameters of a model: paths, shapes, owning layers, and how many layers recur.
 
     Parameters whose paths differ in numbers only and whose shapes are equal are one line, with "*"
     for the numbers. `Plan.blocks` gives each such group a bank. Nothing is computed.
 
     Args:
-      model: any Flax linen module.
+      model: any Flax linen or NNX module.
       *example_inputs: the inputs that the model is initialized with; only their shapes and dtypes
-        are used.
-      **options: further arguments of `model.init`.
+        are used. NNX modules need none.
+      **options: further arguments of `model.init`, or of an NNX module's method.
 
     Example:
       >>> import flax.linen as nn, jax.numpy as jnp, paramshare

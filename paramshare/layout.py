@@ -8,7 +8,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Set
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -266,6 +266,15 @@ class Layout:
         for bank in self.banks:
             lines += ["", f"{bank.name}:", *(f"  {site}" for site in bank.sites)]
         return "\n".join(lines)
+
+
+class HasLayout(Protocol):
+    """A shared model, linen or NNX."""
+
+    @property
+    def layout(self) -> Layout:
+        """What draws on what."""
+        ...
 
 
 def variables_of(weights: Mapping[str, Weights]) -> tuple[dict[str, Any], dict[str, Any]]:

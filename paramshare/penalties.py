@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from paramshare.errors import ParamshareError
+from paramshare.layout import Layout
 from paramshare.schemes import Filters, cosines
-from paramshare.shared import Shared, check_shared
+from paramshare.shared import Shared, layout_of
 
 
 class PenaltyError(ParamshareError):
@@ -17,7 +18,7 @@ class PenaltyError(ParamshareError):
 
 
 def orthogonality(
-    shared: Shared, variables: Mapping[str, Any], *pools: str, unique: bool = False
+    shared: Shared | Layout, variables: Mapping[str, Any], *pools: str, unique: bool = False
 ) -> jax.Array:
     r"""Distance of shared filters from orthonormal ones, as one mean over the banks of a pool.
 
@@ -35,7 +36,7 @@ def orthogonality(
     columns) and of each layer's (unique x unique) block.
 
     Args:
-      shared: the shared model.
+      shared: the shared model, or its layout.
       variables: its variables. `Shared`s nested deeper are ignored.
       *pools: regular expressions that match whole bank names; by default one pool of all banks with
         filters.
@@ -61,8 +62,8 @@ def orthogonality(
     References:
       Kang & Kim, NeurIPS 2021, arXiv:2006.05066
     """
-    check_shared("orthogonality", shared, PenaltyError)
-    filters = _of_banks(shared, variables, lambda scheme: scheme.filters)
+    layout = layout_of("orthogonality", shared, PenaltyError)
+    filters = _of_banks(layout, variables, lambda scheme: scheme.filters)
     groups = [_match("orthogonality", "shared filters", pool, filters) for pool in pools] or [
         _all("orthogonality", "shared filters (FilterBasis, Tied)", filters)
     ]
@@ -77,7 +78,7 @@ def orthogonality(
     return jnp.asarray(sum(means))
 
 
-def recurrence(shared: Shared, variables: Mapping[str, Any], *pools: str) -> jax.Array:
+def recurrence(shared: Shared | Layout, variables: Mapping[str, Any], *pools: str) -> jax.Array:
     r"""One minus the similarity of layers, summed over all pairs of layers of every bank.
 
     .. math:: \sum_{banks} \sum_{ij} (1 - S_{ij})
@@ -88,7 +89,7 @@ def recurrence(shared: Shared, variables: Mapping[str, Any], *pools: str) -> jax
     coefficients. Rows of zeros and pairs of orthogonal rows (the kink of |.|) have gradient 0.
 
     Args:
-      shared: the shared model.
+      shared: the shared model, or its layout.
       variables: its variables. `Shared`s nested deeper are ignored.
       *pools: regular expressions that match whole bank names; by default all banks with
         coefficients to mix by.
@@ -111,8 +112,8 @@ def recurrence(shared: Shared, variables: Mapping[str, Any], *pools: str) -> jax
     References:
       Savarese & Maire, ICLR 2019, arXiv:1902.09701
     """
-    check_shared("recurrence", shared, PenaltyError)
-    rows = _of_banks(shared, variables, lambda scheme: scheme.mixing)
+    layout = layout_of("recurrence", shared, PenaltyError)
+    rows = _of_banks(layout, variables, lambda scheme: scheme.mixing)
     names = [
         name for pool in pools for name in _match("recurrence", "mixing coefficients", pool, rows)
     ] or _all("recurrence", "mixing coefficients (Soft)", rows)
@@ -120,11 +121,11 @@ def recurrence(shared: Shared, variables: Mapping[str, Any], *pools: str) -> jax
 
 
 def _of_banks(
-    shared: Shared, variables: Mapping[str, Any], ask: Callable[[Any], Callable]
+    layout: Layout, variables: Mapping[str, Any], ask: Callable[[Any], Callable]
 ) -> dict[str, Any]:
     """The answer of every bank's scheme, None where the penalty does not apply."""
-    weights = shared.layout.weights(variables)
-    return {b.name: ask(b.scheme)(weights[b.name], b.sites) for b in shared.layout.banks}
+    weights = layout.weights(variables)
+    return {b.name: ask(b.scheme)(weights[b.name], b.sites) for b in layout.banks}
 
 
 def _all(penalty: str, what: str, answers: Mapping[str, Any]) -> list[str]:

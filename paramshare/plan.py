@@ -4,17 +4,20 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 
 from paramshare.budget import fill_budget
 from paramshare.groups import bank_names, selected
 from paramshare.layout import Layout, PlanError, SharedBank, count_leaves, table
-from paramshare.parameters import Trace, measure, trace
+from paramshare.parameters import Trace, is_nnx, trace
 from paramshare.partitioning import partition
 from paramshare.rule import Rule
 from paramshare.schemes import Scheme, SchemeError, Site
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 
 class Plan:
@@ -87,7 +90,7 @@ class Plan:
     @classmethod
     def blocks(
         cls,
-        model: nn.Module,
+        model: "nn.Module | nnx.Module",
         *example_inputs: Any,
         scheme: Scheme,
         include: str | None = None,
@@ -102,8 +105,8 @@ class Plan:
         `nn.scan`) need a rule with `stack_axis`.
 
         Args:
-          model: any Flax linen module.
-          *example_inputs: the inputs that the model is initialized with.
+          model: any Flax linen or NNX module.
+          *example_inputs: the inputs that a linen model is initialized with.
           scheme: makes the weights of each bank.
           include: a regular expression that the whole path of a weight must match; kernels by
             default.
@@ -209,17 +212,24 @@ class Plan:
             )
         )
 
-    def resolve(self, model: nn.Module, *example_inputs: Any, **options: Any) -> Layout:
+    def resolve(
+        self, model: "nn.Module | nnx.Module | Trace", *example_inputs: Any, **options: Any
+    ) -> Layout:
         """Matches the rules against the model's parameters, by tracing `model.init`.
 
         Where a scheme starts from the model's own initialization (`initial="model"`), the
         initializers of its sites are sampled. Otherwise nothing is allocated or computed.
 
+        An NNX module holds its parameters, so that nothing is traced or sampled: the mean and
+        standard deviation are those of its arrays. Of an abstract module they are unknown.
+
         Args:
-          model: any Flax linen module.
+          model: any Flax linen or NNX module, or its `Trace`.
           *example_inputs: the inputs that the model is initialized with. Of arrays and
-            `jax.ShapeDtypeStruct`s, only the shape and dtype matter.
-          **options: further arguments of `model.init`, such as `train=False` or `method="encode"`.
+            `jax.ShapeDtypeStruct`s, only the shape and dtype matter. NNX modules need none; with
+            inputs, sites are in the order of calls, otherwise of definition.
+          **options: further arguments of `model.init`, such as `train=False` or `method="encode"`;
+            for an NNX module, of its method.
 
         Returns:
           The layout. A bank's sites are in the order in which the model calls its layers.
@@ -228,7 +238,7 @@ class Plan:
           PlanError: if a rule matches nothing, a path does not exist, or a bank's sites do not fit
             its scheme.
         """
-        traced = trace(model, *example_inputs, **options)
+        traced = model if isinstance(model, Trace) else trace(model, *example_inputs, **options)
         parameters = traced.parameters
         if not parameters:
             raise PlanError(
@@ -238,8 +248,8 @@ class Plan:
         sites: dict[str, list[Site]] = {}
         schemes: dict[str, tuple[Rule, Any]] = {}
 
-        def shapes_of(other: nn.Module) -> dict[str, tuple[int, ...]]:
-            if not isinstance(other, nn.Module):
+        def shapes_of(other: "nn.Module | nnx.Module") -> dict[str, tuple[int, ...]]:
+            if not isinstance(other, nn.Module) and not is_nnx(other):
                 raise PlanError(
                     f"the small model to repeat must be a Flax module, such as Net(width=1), got "
                     f"{other!r}"
@@ -286,7 +296,7 @@ class Plan:
                 scheme.check(tuple(members))
                 if scheme.measures_initializer:
                     members = _measured(traced, members)
-                    scheme.check_initializer(members)
+                    scheme.check_initializer(tuple(s for s in members if s.std is not None))
             except SchemeError as error:
                 raise PlanError(f"bank {name!r}: {error}") from None
             divided = partition(members, parameters, schemes[name][0].partition)
@@ -319,15 +329,18 @@ class Plan:
             )
 
 
-def _measured(traced: Trace, sites: list[Site]) -> tuple[Site, ...]:
+def _measured(traced: Trace, sites: Sequence[Site]) -> tuple[Site, ...]:
     """The sites with the mean and standard deviation of the model's initializers."""
     axes = {site.path: None if site.index is None else site.stack_axis for site in sites}
-    statistics = measure(traced, axes)
-    pairs = [statistics[site.path][site.index or 0] for site in sites]
-    return tuple(
-        dataclasses.replace(site, mean=mean, std=std)
-        for site, (mean, std) in zip(sites, pairs, strict=True)
-    )
+    statistics = traced.measure(axes)
+
+    def measured(site: Site) -> Site:
+        if site.path not in statistics:
+            return site
+        mean, std = statistics[site.path][site.index or 0]
+        return dataclasses.replace(site, mean=mean, std=std)
+
+    return tuple(map(measured, sites))
 
 
 def _nearest(target: str, parameters: Mapping[str, Any]) -> str:

@@ -15,7 +15,8 @@ from flax.traverse_util import flatten_dict
 from paramshare import ops
 from paramshare.errors import ParamshareError
 from paramshare.layout import COLLECTIONS, Layout, PlanError, count_leaves, fill, separated, strip
-from paramshare.parameters import orphan
+from paramshare.parameters import is_nnx
+from paramshare.parameters.linen import orphan
 from paramshare.plan import Plan
 
 
@@ -250,8 +251,8 @@ def share(
 def _kind(model: Any) -> str:
     """What was passed instead of a linen module, and what to pass."""
     kind = type(model).__name__
-    if any(base.__module__.startswith("flax.nnx") for base in type(model).__mro__):
-        return f"the NNX module {kind}; wrap it: flax.nnx.bridge.to_linen({kind}, ...)"
+    if is_nnx(model):
+        return f"the NNX module {kind}; use paramshare.nnx.share({kind}(...), plan)"
     if isinstance(getattr(model, "module", None), nn.Module):
         return f"a {kind}; pass the module that it holds, its attribute .module"
     return f"{kind} {model!r}" if len(repr(model)) < 80 else f"a {kind}"
@@ -260,10 +261,19 @@ def _kind(model: Any) -> str:
 def check_shared(function: str, model: Any, error: type[ParamshareError] = ParamshareError) -> None:
     """Raises an error unless `model` is a `Shared`; `function` is what was called with it."""
     if not isinstance(model, Shared):
+        name = type(model).__name__
+        kind = f"the NNX module {name}; use paramshare.nnx" if is_nnx(model) else name
         raise error(
-            f"{function} takes a Shared, as `share` and `create_model` return it, "
-            f"got {type(model).__name__}"
+            f"{function} takes a Shared, as `share` and `create_model` return it, got {kind}"
         )
+
+
+def layout_of(function: str, model: Any, error: type[ParamshareError] = ParamshareError) -> Layout:
+    """The layout of a `Shared`, or `model` if it is a layout; errors as of `check_shared`."""
+    if isinstance(model, Layout):
+        return model
+    check_shared(function, model, error)
+    return model.layout
 
 
 def count(variables: Mapping[str, Any]) -> dict[str, int]:

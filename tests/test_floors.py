@@ -29,12 +29,23 @@ FLOORS = [
         "plan",
         "shared",
     ),
-    *("penalties", "zoo", "measure", "transform", "tasks", "data", "training", "report", "cli"),
+    *(
+        "penalties",
+        "zoo",
+        "measure",
+        "transform",
+        "nnx",
+        "tasks",
+        "data",
+        "training",
+        "report",
+        "cli",
+    ),
 ]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 HEAVY = [
     *("tensorflow", "tensorflow_datasets", "grain", "orbax", "matplotlib", "sklearn"),
-    *("pydantic", "jinja2", "tqdm", "PIL", "tensorboardX"),
+    *("pydantic", "jinja2", "tqdm", "PIL", "tensorboardX", "flax.nnx"),
 ]
 
 

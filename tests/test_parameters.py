@@ -238,7 +238,7 @@ def test_measured_statistics_are_the_same_every_time():
     """Equal layouts are equal keys of compiled programs: they must not depend on the trace."""
     plan = Plan(Rule("lecun/kernel", Soft(1)))
     first = plan.resolve(Initialized(), X)
-    paramshare.parameters._trace.cache_clear()
+    paramshare.parameters.linen._trace.cache_clear()
     assert plan.resolve(Initialized(), X) == first
 
 
@@ -248,13 +248,13 @@ def test_measured_statistics_are_the_same_every_time():
 @pytest.mark.parametrize("traced_before", [False, True])
 def test_measured_statistics_do_not_depend_on_prng_settings(settings, traced_before):
     """A trained ring would be rescaled; nor may a trace of one setting break another's."""
-    trace, measure = paramshare.parameters.trace, paramshare.parameters.measure
+    trace = paramshare.parameters.trace
     target: Any = {"kernel": None}
-    expected = measure(trace(nn.Dense(8), X), target)
-    paramshare.parameters._trace.cache_clear()
+    expected = trace(nn.Dense(8), X).measure(target)
+    paramshare.parameters.linen._trace.cache_clear()
     traced = trace(nn.Dense(8), X) if traced_before else None
     with settings:
-        assert measure(traced or trace(nn.Dense(8), X), target) == expected
+        assert (traced or trace(nn.Dense(8), X)).measure(target) == expected
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_the_papers_initialization_measures_nothing(monkeypatch):
     def fail(*_):
         raise AssertionError("the initializers were measured")
 
-    monkeypatch.setattr(paramshare.plan, "measure", fail)
+    monkeypatch.setattr(paramshare.parameters.linen, "_measure", fail)
     model = nn.Dense(3, kernel_init=nn.initializers.normal(0.5))
     for scheme in (Soft, Ring, Tied, FilterBasis, Repeat):
         arguments: Any = {Soft: (1,), Ring: (24,), Tied: (), FilterBasis: (2, 1)}.get(scheme)
@@ -296,9 +296,9 @@ def test_what_another_plan_has_measured_changes_nothing():
     paths = [f"layers_{i}/kernel" for i in range(3)]
 
     def of(traced: Any, *several: str) -> Any:
-        return paramshare.parameters.measure(traced, dict.fromkeys(several))
+        return traced.measure(dict.fromkeys(several))
 
-    whole = paramshare.parameters.trace(model, X)
+    whole = paramshare.parameters.linen.trace(model, X)
     alone = of(dataclasses.replace(whole, measured={}), *paths)
     assert alone[paths[0]] == alone[paths[2]]
     other = dataclasses.replace(whole, measured={})

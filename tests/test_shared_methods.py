@@ -128,7 +128,7 @@ class Wrapper:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nnx.Linear(2, 3, rngs=nnx.Rngs(0)), r"the NNX module Linear; wrap it: flax\.nnx\.bridge"),
+        (nnx.Linear(2, 3, rngs=nnx.Rngs(0)), r"the NNX module Linear; use paramshare\.nnx\.share"),
         (Wrapper(), r"a Wrapper; pass the module that it holds, its attribute \.module"),
         (3, "int 3"),
         (np.zeros(1000), "a ndarray"),

@@ -16,7 +16,8 @@ from flax.core import DenyList
 
 from paramshare.layout import Layout, separated, strip, table
 from paramshare.measure.multiply_adds import CONVOLUTION, by_primitive, multiply_adds
-from paramshare.parameters import example_input, trace
+from paramshare.parameters import example_input
+from paramshare.parameters.linen import trace
 from paramshare.shared import Shared, count
 
 

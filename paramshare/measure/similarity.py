@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from paramshare.errors import ParamshareError
 from paramshare.layout import Layout, SharedBank, separated
 from paramshare.schemes import Site, Weights, cosines
-from paramshare.shared import Shared, check_shared
+from paramshare.shared import Shared, layout_of
 
 By = Literal["coefficients", "weights"]
 
 
 def similarity(
-    shared: Shared, variables: Mapping[str, Any], *, by: By = "coefficients"
+    shared: Shared | Layout, variables: Mapping[str, Any], *, by: By = "coefficients"
 ) -> dict[str, jax.Array]:
     r"""Layer similarity matrix of every bank.
 
@@ -27,7 +27,7 @@ def similarity(
     0 to every row, including itself.
 
     Args:
-      shared: the shared model.
+      shared: the shared model, or its layout.
       variables: its variables. Variables of the plain model (without `banks`) are also accepted:
         the plan then only says which layers to compare.
       by: "weights" compares weights under soft sharing too. Layers
@@ -52,21 +52,21 @@ def similarity(
     References:
       Savarese & Maire, ICLR 2019, section 3.2.
     """
-    check_shared("similarity", shared)
+    layout = layout_of("similarity", shared)
     check_by(by)
     if "banks" in separated(variables):
-        weights = shared.layout.weights(variables)
-        rows = {b.name: layer_rows(b, weights[b.name], by) for b in shared.layout.banks}
+        weights = layout.weights(variables)
+        rows = {b.name: layer_rows(b, weights[b.name], by) for b in layout.banks}
     else:
-        rows = shared.layout.read(variables.get("params", {}))
+        rows = layout.read(variables.get("params", {}))
     row_of = {
         (bank.name, site): jnp.ravel(row)
-        for bank in shared.layout.banks
+        for bank in layout.banks
         for site, row in zip(bank.sites, rows[bank.name], strict=True)
     }
     return {
         name: cosines(jnp.stack([row_of[bank.name, site] for site in sites]))
-        for name, (bank, sites) in _compared(shared.layout).items()
+        for name, (bank, sites) in _compared(layout).items()
     }
 
 

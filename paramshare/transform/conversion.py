@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import flax.linen as nn
 import jax
@@ -12,6 +12,8 @@ from flax.core import unfreeze
 
 from paramshare.errors import ParamshareError
 from paramshare.layout import (
+    HasLayout,
+    Layout,
     PlanError,
     SharedBank,
     count_leaves,
@@ -24,6 +26,8 @@ from paramshare.measure.change import output_change, relative_change
 from paramshare.models.resnet import is_factored
 from paramshare.schemes import SchemeError, Weights
 from paramshare.shared import Shared, check_shared
+
+Model = TypeVar("Model", bound=HasLayout)
 
 
 class ConversionError(ParamshareError):
@@ -56,7 +60,7 @@ class ConvertedBank:
 
 
 @dataclasses.dataclass(frozen=True)
-class Converted:
+class Converted(Generic[Model]):
     """A converted dense network.
 
     Attributes:
@@ -67,7 +71,7 @@ class Converted:
         after conversion; None without inputs.
     """
 
-    shared: Shared
+    shared: Model
     variables: dict[str, Any]
     banks: tuple[ConvertedBank, ...]
     output_change: float | None = None
@@ -133,7 +137,7 @@ def bake(shared: Shared, variables: Mapping[str, Any]) -> dict[str, Any]:
 
 def convert(
     shared: Shared, variables: Mapping[str, Any], *example_inputs: Any, **options: Any
-) -> Converted:
+) -> Converted[Shared]:
     """Fits the banks of a shared model to the kernels of a trained dense network.
 
     Each scheme's `from_dense` fits its bank: soft sharing by a truncated singular value
@@ -191,10 +195,30 @@ def convert(
             "(and example inputs, to see which parameter differs)"
         )
 
-    weights = {bank.name: _from_dense(bank, dense[bank.name]) for bank in layout.banks}
+    weights, reports = fit(layout, dense)
     others = {name: {"model": value} for name, value in variables.items() if name != "params"}
     private = strip(params, layout.paths)
     converted = shared.stored(sharing_variables(weights, private) | others)
+    change = None
+    if example_inputs:
+        pairs = (shared.model, variables), (shared, converted)
+        change = output_change(*pairs, *example_inputs, **options)
+    return Converted(shared, converted, reports, change)
+
+
+def fit(
+    layout: Layout, dense: Mapping[str, Sequence[Any]]
+) -> tuple[dict[str, Weights], tuple[ConvertedBank, ...]]:
+    """The weights of every bank whose kernels are nearest to dense ones, and a report on each.
+
+    Args:
+      layout: the banks.
+      dense: the kernels of each bank's sites, as `layout.read` returns them.
+
+    Raises:
+      ConversionError: if a scheme cannot be fitted to kernels, or they are not finite.
+    """
+    weights = {bank.name: _from_dense(bank, dense[bank.name]) for bank in layout.banks}
     kernels = jax.jit(
         lambda weights: {b.name: b.scheme.expand(weights[b.name], b.sites) for b in layout.banks}
     )(weights)
@@ -202,11 +226,7 @@ def convert(
         bank_report(bank, kernels[bank.name], dense[bank.name], sum(bank.trainable))
         for bank in layout.banks
     )
-    change = None
-    if example_inputs:
-        pairs = (shared.model, variables), (shared, converted)
-        change = output_change(*pairs, *example_inputs, **options)
-    return Converted(shared, converted, reports, change)
+    return weights, reports
 
 
 def sharing_variables(weights: Mapping[str, Weights], private: Mapping[str, Any]) -> dict[str, Any]:

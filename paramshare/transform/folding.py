@@ -5,13 +5,21 @@ Where the pattern of tied layers repeats, the layers form a recurrent network.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paramshare.layout import COLLECTIONS, SharedBank, separated, table, variables_of
+from paramshare.layout import (
+    COLLECTIONS,
+    HasLayout,
+    Layout,
+    SharedBank,
+    separated,
+    table,
+    variables_of,
+)
 from paramshare.measure.change import output_change, relative_change
 from paramshare.measure.similarity import By, check_by, layer_rows
 from paramshare.schemes import Tied, Weights
@@ -29,6 +37,8 @@ from paramshare.transform.grouping import (
     unfoldable,
 )
 from paramshare.transform.looped import period
+
+Model = TypeVar("Model", bound=HasLayout)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +70,7 @@ class FoldedBank:
 
 
 @dataclasses.dataclass(frozen=True)
-class Folded:
+class Folded(Generic[Model]):
     """A folded network.
 
     Attributes:
@@ -72,7 +82,7 @@ class Folded:
         after folding; None without inputs.
     """
 
-    shared: Shared
+    shared: Model
     variables: dict[str, Any]
     threshold: float
     banks: tuple[FoldedBank, ...]
@@ -127,7 +137,7 @@ def fold(
     groups: Mapping[str, Sequence[int]] | None = None,
     by: By = "coefficients",
     **options: Any,
-) -> Folded:
+) -> Folded[Shared]:
     """Ties the similar layers of every bank and removes the parameters that become redundant.
 
     Layers are grouped by complete linkage on 1 - S, where S is `paramshare.similarity`: within
@@ -185,12 +195,37 @@ def fold(
       kernel and the scales are this library's own choices.
     """
     check_shared("fold", shared, FoldError)
+    layout, weights, reports = tie(
+        shared.layout, shared.layout.weights(variables), threshold, scale, banks, groups, by
+    )
+    folded = shared.clone(layout=layout)
+    new_variables = shared.stored(_replaced(separated(variables), weights))
+    change = None
+    if example_inputs:
+        pairs = (shared, variables), (folded, new_variables)
+        change = output_change(*pairs, *example_inputs, **options)
+    return Folded(folded, new_variables, float(threshold), reports, change)
+
+
+def tie(
+    layout: Layout,
+    weights: Mapping[str, Weights],
+    threshold: float,
+    scale: bool,
+    banks: Sequence[str] | None,
+    groups: Mapping[str, Sequence[int]] | None,
+    by: By,
+) -> tuple[Layout, dict[str, Weights], tuple[FoldedBank, ...]]:
+    """Folds the banks of a layout; the arguments are those of `fold`.
+
+    Returns:
+      The layout with `Tied` schemes, the weights of the banks that were folded, and a report on
+      each bank.
+    """
     if not isinstance(scale, bool):
         raise FoldError(f"scale={scale!r}: must be True (keep a signed scale per layer) or False")
     threshold = check_threshold(threshold)
     check_by(by)
-    layout = shared.layout
-    weights = layout.weights(variables)
     selected, groups_of = select_banks(layout, banks), check_groups(layout, groups)
     results = {
         bank.name: _fold_bank(
@@ -200,17 +235,10 @@ def fold(
         else _unchanged(bank, "not selected")
         for bank in layout.banks
     }
-    tied = {name: tie for name, (_, tie) in results.items() if tie is not None}
+    tied = {name: new for name, (_, new) in results.items() if new is not None}
     schemes = {name: scheme for name, (scheme, _) in tied.items()}
-    folded = shared.clone(layout=layout.with_schemes(schemes))
-    replaced = _replaced(separated(variables), {name: new for name, (_, new) in tied.items()})
-    new_variables = shared.stored(replaced)
-    change = None
-    if example_inputs:
-        pairs = (shared, variables), (folded, new_variables)
-        change = output_change(*pairs, *example_inputs, **options)
     reports = tuple(report for report, _ in results.values())
-    return Folded(folded, new_variables, threshold, reports, change)
+    return layout.with_schemes(schemes), {name: new for name, (_, new) in tied.items()}, reports
 
 
 Result = tuple[FoldedBank, tuple[Tied, Weights] | None]

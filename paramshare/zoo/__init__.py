@@ -10,7 +10,8 @@ import flax.linen as nn
 import jax
 
 from paramshare.models import ModelError
-from paramshare.parameters import example_input, trace
+from paramshare.parameters import example_input
+from paramshare.parameters.linen import trace
 from paramshare.shared import share
 from paramshare.zoo.families import FAMILIES
 from paramshare.zoo.family import LARGE, SMALL, Family

@@ -184,7 +184,7 @@ def test_sites_without_statistics_are_refused():
 
 
 def test_the_papers_initializations_measure_nothing(monkeypatch):
-    monkeypatch.setattr(parameters, "_measure", None)
+    monkeypatch.setattr(parameters.linen, "_measure", None)
     scheme = Soft(1, initial="paper")
     layout = plan(scheme).resolve(Net(), IDS)
     assert all(site.std is None for bank in layout.banks for site in bank.sites)
@@ -193,13 +193,13 @@ def test_the_papers_initializations_measure_nothing(monkeypatch):
 
 
 def test_each_model_is_measured_once(monkeypatch):
-    measure, calls = parameters._measure, []
+    measure, calls = parameters.linen._measure, []
 
-    def spy(trace: parameters.Trace, targets: Any) -> Any:
+    def spy(trace: parameters.linen.LinenTrace, targets: Any) -> Any:
         calls.append(targets)
         return measure(trace, targets)
 
-    monkeypatch.setattr(parameters, "_measure", spy)
+    monkeypatch.setattr(parameters.linen, "_measure", spy)
     x = jax.ShapeDtypeStruct((5, 8), jnp.float32)
     first, second, same = (
         Plan(Rule(r"dense\d/kernel", Soft(k))).resolve(Norms(), x)["shared"].sites

@@ -1,12 +1,11 @@
-"""The parameters of a Flax model: shapes, order, axes, and how the model initializes them."""
+"""The parameters of a Flax linen module, from one trace of its `init`."""
 
 import contextlib
 import dataclasses
 import functools
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,78 +15,57 @@ from flax.traverse_util import flatten_dict
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from paramshare.parameters.parameter import (
+    Axes,
+    Parameter,
+    Statistics,
+    Trace,
+    einsum_axes,
+    general_axes,
+    natural_order,
+    rounded,
+    transposed_axes,
+)
+
 Target = tuple[str, int | None]  # the path of a parameter, and the axis that counts layers
-Statistics = tuple[tuple[float, float], ...]  # mean and standard deviation of each layer
 
 SAMPLES = 16_384  # per parameter: the standard deviation is measured to 0.6 %
-DIGITS = 4  # significant ones, so that equal models have equal statistics
 PRNG = "threefry2x32"
 # What runs once is not worth optimizing: compilation is nearly all of the time.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-def example_input(shape: tuple[int, ...], dtype: Any = "float32") -> jax.ShapeDtypeStruct:
-    """An input of this shape, in a batch of one, to trace a model with.
-
-    Example:
-      >>> from paramshare.parameters import example_input
-      >>> example_input((32, 32, 3))
-      ShapeDtypeStruct(shape=(1, 32, 32, 3), dtype=float32)
-    """
-    return jax.ShapeDtypeStruct((1, *shape), jnp.dtype(dtype))
-
-
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """A parameter of a model.
-
-    Attributes:
-      shape: as the model holds it.
-      dtype: as the model holds it.
-      axes: its input and output axes, where they are not the last two.
-      owner: the class of the module that has it, such as "Dense".
-      names: the names of its axes on a device mesh, from `nn.with_partitioning`; () for none.
-      logical: whether they are logical names, from `nn.with_logical_partitioning`.
-    """
-
-    shape: tuple[int, ...]
-    dtype: Any
-    axes: "Axes | None" = None
-    owner: str = ""
-    names: tuple[Any, ...] = ()
-    logical: bool = False
-
-
-class Axes(NamedTuple):
-    """Input and output axes of a parameter of `ndim` axes."""
-
-    ndim: int
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class Trace:
+class LinenTrace(Trace):
     """One trace of `model.init`.
 
     Attributes:
-      parameters: by path, in the order in which the model first calls the layers that own them.
       variables: shapes and dtypes of all collections, without partitioning metadata.
       jaxpr: the jaxpr of the parameters, sorted by path, as a function of a key.
-      integers: paths of scopes whose names are integers, as `Layout` has them.
       measured: statistics of initializers, by the parameters that were measured together.
     """
 
-    parameters: Mapping[str, Parameter]
     variables: Mapping[str, Any]
     jaxpr: ClosedJaxpr
-    integers: frozenset[str]
     measured: dict[tuple[Target, ...], dict[Target, Statistics]] = dataclasses.field(
         default_factory=dict
     )
 
+    def measure(self, stack_axes: Mapping[str, int | None]) -> dict[str, Statistics]:
+        """As of any `Trace`, by sampling the initializers.
 
-def trace(model: nn.Module, *example_inputs: Any, **options: Any) -> Trace:
+        The results do not depend on the PRNG settings of JAX (`jax_default_prng_impl` and the
+        like).
+        """
+        # Equal layers that are measured together share one draw; what other plans of the model have
+        # measured must not change it.
+        targets = tuple(stack_axes.items())
+        if targets not in self.measured:
+            self.measured[targets] = _measure(self, targets)
+        return {path: self.measured[targets][path, axis] for path, axis in targets}
+
+
+def trace(model: nn.Module, *example_inputs: Any, **options: Any) -> LinenTrace:
     """Traces `model.init`. Allocates nothing and touches no device.
 
     Args:
@@ -122,30 +100,8 @@ def orphan(model: nn.Module) -> nn.Module:
     return model.clone(parent=None, name=None, _deep_clone=True, _reset_names=True)
 
 
-def measure(trace: Trace, stack_axes: Mapping[str, int | None]) -> dict[str, Statistics]:
-    """Means and standard deviations of the model's own initializers.
-
-    They do not depend on the PRNG settings of JAX (`jax_default_prng_impl` and the like).
-
-    Args:
-      trace: the trace of the model.
-      stack_axes: the parameters to measure, each with the axis along which it stacks layers, or
-        None.
-
-    Returns:
-      `{path: ((mean, std), ...)}`, one pair for each layer of a stacked parameter, else one. A mean
-      within five standard errors of zero is zero.
-    """
-    # Equal layers that are measured together share one draw; what other plans of the model have
-    # measured must not change it.
-    targets = tuple(stack_axes.items())
-    if targets not in trace.measured:
-        trace.measured[targets] = _measure(trace, targets)
-    return {path: trace.measured[targets][path, axis] for path, axis in targets}
-
-
 @functools.lru_cache(maxsize=16)
-def _trace(model: nn.Module, leaves: tuple[Any, ...], tree: Any, x64: bool) -> Trace:
+def _trace(model: nn.Module, leaves: tuple[Any, ...], tree: Any, x64: bool) -> LinenTrace:
     order: dict[tuple[str, ...], int] = {}
     axes: dict[tuple[str, ...], dict[str, Axes]] = {}
     owners: dict[tuple[str, ...], str] = {}
@@ -197,10 +153,7 @@ def _trace(model: nn.Module, leaves: tuple[Any, ...], tree: Any, x64: bool) -> T
         scopes = tuple(path.split("/"))
         owners = [scopes[:n] for n in range(len(scopes), -1, -1)]
         first = next((order[owner] for owner in owners if owner in order), -1)
-        return first, [
-            (0, int(part), "") if part.isdigit() else (1, 0, part)
-            for part in re.split(r"(\d+)", path)
-        ]
+        return first, natural_order(path)
 
     def parameter(path: str) -> Parameter:
         *owner, name = path.split("/")
@@ -211,7 +164,7 @@ def _trace(model: nn.Module, leaves: tuple[Any, ...], tree: Any, x64: bool) -> T
         )
 
     parameters = {path: parameter(path) for path in sorted(shapes, key=rank)}
-    return Trace(parameters, collections, jaxpr, frozenset(integers))
+    return LinenTrace(parameters, frozenset(integers), collections, jaxpr)
 
 
 def module_axes(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Axes]:
@@ -230,37 +183,16 @@ def module_axes(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Axes]
             len(value) if isinstance(value, Iterable) else 1
             for value in (module.batch_dims, module.axis, module.features)
         )
-        ndim = batch + inputs + outputs
-        kernel = Axes(ndim, _range(batch, batch + inputs), _range(batch + inputs, ndim))
-        bias = Axes(batch + outputs, (), _range(batch, batch + outputs))
-        return {"kernel": kernel, "bias": bias}
+        return general_axes(batch, inputs, outputs)
     if isinstance(module, nn.ConvTranspose) and module.transpose_kernel:
         size = module.kernel_size
-        spatial = 1 if isinstance(size, int) else len(size)
-        return {"kernel": Axes(spatial + 2, (spatial + 1,), (spatial,))}
+        return transposed_axes(1 if isinstance(size, int) else len(size))
     if isinstance(module, nn.Einsum):
-        return _einsum_axes(module.einsum_str or kwargs.get("einsum_str") or args[1])
+        return einsum_axes(module.einsum_str or kwargs.get("einsum_str") or args[1])
     return {}
 
 
-def _einsum_axes(equation: str) -> dict[str, Axes]:
-    inputs, kernel, outputs = re.split(",|->", equation.replace(" ", ""))
-    if "." in kernel:
-        return {}
-    contracted = tuple(i for i, x in enumerate(kernel) if x in inputs and x not in outputs)
-    features = tuple(i for i, x in enumerate(kernel) if x not in inputs)
-    bias = [x for x in outputs if x in kernel]
-    return {
-        "kernel": Axes(len(kernel), contracted, features),
-        "bias": Axes(len(bias), (), tuple(i for i, x in enumerate(bias) if x not in inputs)),
-    }
-
-
-def _range(start: int, stop: int) -> tuple[int, ...]:
-    return tuple(range(start, stop))
-
-
-def _measure(trace: Trace, targets: tuple[Target, ...]) -> dict[Target, Statistics]:
+def _measure(trace: LinenTrace, targets: tuple[Target, ...]) -> dict[Target, Statistics]:
     """Draws each parameter as often as it takes for `SAMPLES` entries, in one program."""
     paths = sorted(trace.parameters)
     programs: dict[tuple[str, int | None], ClosedJaxpr] = {}
@@ -291,11 +223,11 @@ def _measure(trace: Trace, targets: tuple[Target, ...]) -> dict[Target, Statisti
     with jax.ensure_compile_time_eval(), _on_cpu(), _fixed_prng():
         run = jax.jit(statistics, compiler_options=QUICK)
         results = jax.device_get(run(_key()))
-    rounded = [
-        tuple(_rounded(float(m), float(s), int(count)) for m, s in zip(mean, std, strict=True))
+    moments = [
+        tuple(rounded(float(m), float(s), int(count)) for m, s in zip(mean, std, strict=True))
         for mean, std, count in results
     ]
-    of_program = dict(zip(programs, rounded, strict=True))
+    of_program = dict(zip(programs, moments, strict=True))
     return {target: of_program[program_of[target]] for target in targets}
 
 
@@ -314,14 +246,6 @@ def _key() -> jax.Array:
 def _layer_size(program: ClosedJaxpr, axis: int | None) -> int:
     (parameter,) = program.out_avals
     return parameter.size // (1 if axis is None else parameter.shape[axis])
-
-
-def _rounded(mean: float, std: float, count: int) -> tuple[float, float]:
-    if std < 1e-6 * abs(mean):  # a constant, up to rounding
-        std = 0.0
-    if abs(mean) < 5 * std / math.sqrt(count):
-        mean = 0.0
-    return float(f"{mean:.{DIGITS}g}"), float(f"{std:.{DIGITS}g}")
 
 
 def _on_cpu() -> contextlib.AbstractContextManager:
