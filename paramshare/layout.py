@@ -36,7 +36,8 @@ class SharedBank:
     name: str
     scheme: Scheme
     sites: tuple[Site, ...]
-    partition: Partition | None = None
+    # No part of what identifies a network: it does not change what is computed.
+    partition: Partition | None = dataclasses.field(default=None, repr=False)
 
     @property
     def trainable(self) -> tuple[int, int, int]:

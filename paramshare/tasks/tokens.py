@@ -36,7 +36,8 @@ class Tokens(Task):
     Example:
       >>> task, labels = Tokens(4), jnp.array([[2, 0, -1]])
       >>> logits = jnp.zeros((1, 3, 4))
-      >>> task.reduce(jax.device_get(task.statistics(logits, labels, labels)))
+      >>> measures = task.reduce(jax.device_get(task.statistics(logits, labels, labels)))
+      >>> {name: round(value, 3) for name, value in measures.items()}
       {'bits': 2.0, 'perplexity': 4.0, 'accuracy': 0.5}
     """
 
