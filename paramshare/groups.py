@@ -91,7 +91,7 @@ def sites(model: "nn.Module | nnx.Module", *example_inputs: Any, **options: Any)
 
 
 def selected(
-    model: nn.Module,
+    model: "nn.Module | nnx.Module",
     example_inputs: Sequence[Any],
     options: Mapping[str, Any],
     include: str | None,

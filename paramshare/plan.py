@@ -144,7 +144,7 @@ class Plan:
     @classmethod
     def budget(
         cls,
-        model: nn.Module,
+        model: "nn.Module | nnx.Module",
         *example_inputs: Any,
         trainable: int,
         scheme: Callable[[int], Scheme],
@@ -160,8 +160,8 @@ class Plan:
         what was chosen.
 
         Args:
-          model: any Flax linen module.
-          *example_inputs: the inputs that the model is initialized with.
+          model: any Flax linen or NNX module.
+          *example_inputs: the inputs that a linen model is initialized with.
           trainable: the number of trainable parameters of the whole model to fill, including those
             that are not shared.
           scheme: makes a scheme of a size, 1 or more, such as `Ring`, `Soft` or `lambda rank:

@@ -178,3 +178,36 @@ def test_scanned_layers_drop_the_name_of_the_stack():
     layout = Plan(rule).resolve(Scanned(), X)
     (bank,) = layout.banks
     assert bank.partition is not None and bank.partition.names == ("data", "model")
+
+
+def test_banks_of_an_nnx_module_are_divided_too():
+    from flax import nnx
+
+    import paramshare.nnx
+
+    class Layers(nnx.Module):
+        def __init__(self, rngs):
+            init = nnx.with_partitioning(nnx.initializers.lecun_normal(), ("data", "model"))
+            self.layers = nnx.List(
+                [nnx.Linear(16, 16, kernel_init=init, rngs=rngs) for _ in range(4)]
+            )
+
+        def __call__(self, x):
+            for layer in self.layers:
+                x = nnx.relu(layer(x))
+            return x
+
+    with jax.set_mesh(mesh(4)):
+        plain = Layers(nnx.Rngs(0))
+        for scheme in (Soft(2), Tied()):
+            shared = paramshare.nnx.share(plain, Plan(Rule(".*kernel", scheme)))
+            (bank,) = jax.tree.leaves(nnx.state(shared, paramshare.nnx.Bank))
+            assert bank.size == 4 * bank.addressable_shards[0].data.size
+            specs = nnx.get_partition_spec(nnx.state(shared, paramshare.nnx.Bank))
+            assert "model" in str(specs)
+            np.testing.assert_allclose(
+                shared(X), paramshare.nnx.bake(shared)(X), rtol=1e-5, atol=1e-6
+            )
+            assert bytes_of(nnx.state(shared), jax.devices()[0]) < bytes_of(
+                nnx.state(plain), jax.devices()[0]
+            )

@@ -14,12 +14,17 @@ from flax import nnx
 from paramshare.errors import ParamshareError
 from paramshare.layout import Layout, PlanError, variables_of
 from paramshare.nnx.places import Hole, empty, filled, places_of
+from paramshare.parameters.nnx import params_of
+from paramshare.partitioning import Partition
 from paramshare.plan import Plan
 from paramshare.schemes import Weights
 
 _FILLING = threading.RLock()  # a module that is being called holds weights that are not its own
 # `set_view` is called on the module itself.
-_NOT_OF_THE_MODEL = {*("banks", "coefficients", "layout", "model", "own", "places"), "set_view"}
+_NOT_OF_THE_MODEL = {
+    *("banks", "coefficients", "layout", "model", "own", "places", "sharding"),
+    "set_view",
+}
 
 
 class Bank(nnx.Param):
@@ -47,7 +52,8 @@ class Shared(nnx.Module):
 
     `Bank`, `Coefficient` and `Own` are `nnx.Param`s. During a call the generated weights are in the
     module, as variables of the type that it had; afterwards they are taken out, so that `nnx.state`
-    and `nnx.split` never see them. Calls from several threads wait for each other.
+    and `nnx.split` never see them. Calls from several threads wait for each other. If the module's
+    weights say how a mesh divides them (`nnx.with_partitioning`), so do banks and own weights.
 
     Args:
       model: the plain module; it is copied, not changed.
@@ -80,6 +86,7 @@ class Shared(nnx.Module):
             raise PlanError(f"Shared takes a layout, as Plan.resolve returns it, got {layout!r}")
         self.layout = layout
         self.places = places_of(model, layout)
+        self.sharding = _sharding(model, layout)
         self.model: Any = nnx.clone(model)
         empty(self.model, self.places)
         self.hold(_initial(model, layout, rngs) if weights is None else weights)
@@ -87,9 +94,23 @@ class Shared(nnx.Module):
     def hold(self, weights: Mapping[str, Weights]) -> None:
         """Replaces the variables of all banks by new ones, with these arrays."""
         banks, params = variables_of(weights)
+        partitions = {bank.name: bank.partition for bank in self.layout.banks}
+        eager = nn.meta.global_mesh_defined() or any(name == "mesh" for name, _ in self.sharding)
 
-        def wrapped(kind: type[nnx.Param], tree: Any) -> Any:
-            return nnx.data(jax.tree.map(kind, tree))
+        def wrapped(kind: type[nnx.Param], entries: Mapping[str, Any]) -> Any:
+            def variable(array: jax.Array, partition: Partition | None) -> nnx.Param:
+                if partition is None or kind is Coefficient or not array.shape:
+                    return kind(array)
+                names = partition.names_of(array.shape)
+                metadata = {"out_sharding": names, "eager_sharding": eager, **dict(self.sharding)}
+                return kind(array, **metadata)
+
+            return nnx.data(
+                {
+                    name: jax.tree.map(lambda x, name=name: variable(x, partitions[name]), tree)
+                    for name, tree in entries.items()
+                }
+            )
 
         self.banks = wrapped(Bank, banks)
         self.coefficients = wrapped(Coefficient, params.get("coefficients", {}))
@@ -191,6 +212,18 @@ class Shared(nnx.Module):
         params = {"coefficients": arrays(self.coefficients), "own": arrays(self.own)}
         params = {name: entries for name, entries in params.items() if entries}
         return {"banks": arrays(self.banks), "params": params}
+
+
+def _sharding(model: nnx.Module, layout: Layout) -> tuple[tuple[str, Any], ...]:
+    """The mesh and the rules for logical axes that the module's own weights name, if any do."""
+    if not any(bank.partition for bank in layout.banks):
+        return ()
+    every = [variable.get_metadata() for _, variable in params_of(model).values()]
+    found = {
+        name: next((x[name] for x in every if x.get(name)), None)
+        for name in ("mesh", "sharding_rules")
+    }
+    return tuple((name, value) for name, value in found.items() if value)
 
 
 def share(

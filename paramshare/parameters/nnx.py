@@ -84,7 +84,10 @@ def trace(
         keys, variable = variables[path]
         owner = owners[path]
         axes = module_axes(owner).get(str(keys[-1]))
-        return Parameter(variable.shape, variable.dtype, axes, type(owner).__name__)
+        metadata = variable.get_metadata()
+        names = tuple(metadata.get("out_sharding") or ())
+        logical = bool(metadata.get("sharding_rules"))
+        return Parameter(variable.shape, variable.dtype, axes, type(owner).__name__, names, logical)
 
     ranked = sorted(variables, key=lambda path: (first[id(owners[path])], natural_order(path)))
     values = {path: variable.get_value() for path, (_, variable) in variables.items()}

@@ -1,5 +1,7 @@
 """A decoding step with its cache: cost, and export for one batch size."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,12 +32,11 @@ def test_a_step_is_exported_with_its_cache():
     call = jax.export.deserialize(bytearray(program)).call
     steps = []
     for token in TOKENS.T:
-        outputs = call(stored, token[:, None])
+        outputs: Any = call(stored, token[:, None])
         steps.append(outputs.pop("0"))
         stored |= {path.removeprefix("1/"): leaf for path, leaf in outputs.items()}
-    np.testing.assert_allclose(
-        np.concatenate(steps, 1), model.apply(variables, TOKENS), rtol=1e-5, atol=1e-5
-    )
+    expected: Any = model.apply(variables, TOKENS)
+    np.testing.assert_allclose(np.concatenate(steps, 1), expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(ExportError, match="of any batch size with these variables"):
         export_program(model, {**variables, **empty}, first, **decoding)
     # A step attends to the whole cache: two products of 8 keys for each layer, head and feature.
