@@ -81,6 +81,12 @@ def soft_mlp(depth: int, templates: int, **options: Any) -> Plan:
     return _banks(MLPS, Soft(templates), **options)
 
 
+def soft_blocks(depth: int, templates: int, **options: Any) -> Plan:
+    """A bank of templates for each layer of attention and MLPs."""
+    del depth
+    return _banks(KERNELS, Soft(templates), **options)
+
+
 def ring(depth: int, ring_size: int, **options: Any) -> Plan:
     """One ring for all kernels of the blocks."""
     del depth
@@ -108,6 +114,12 @@ WAYS: tuple[tuple[str, str, str, Callable[..., Plan]], ...] = (
         "softmlp-4",
         "soft sharing in the MLPs, with one bank for each of their layers",
         soft_mlp,
+    ),
+    (
+        "softall-{templates}",
+        "softall-4",
+        "soft sharing in attention and MLPs, with one bank for each of their layers",
+        soft_blocks,
     ),
     (
         "rpg-{ring_size}",

@@ -34,6 +34,7 @@ SIZES = {
     "vit-12-384-16-cycle-3": S - 9 * 12 * K,
     "vit-12-384-16-soft-4": S - 8 * 4 * K + 4 * 12 * 4,
     "vit-12-384-16-softmlp-4": S - 8 * 8 * K + 2 * 12 * 4,
+    "vit-12-384-16-softall-4": S - 8 * 12 * K + 6 * 12 * 4,
     "vit-12-384-16-rpg-100000": S - 12 * 12 * K + 100_000,
     "vit-12-384-16-relaxed-4": S - 11 * 12 * K + 12 * 4 * (4 * 2 * 384 + 2 * 5 * 384),
     "decoder-6-128": D + 6 * (A + M),
@@ -41,6 +42,7 @@ SIZES = {
     "decoder-6-128-cycle-3": D + 3 * (A + M),
     "decoder-6-128-soft-4": D + 4 * A + 4 * 6 * 4 + 6 * M,
     "decoder-6-128-softmlp-4": D + 6 * A + 4 * M + 3 * 6 * 4,
+    "decoder-6-128-softall-4": D + 4 * (A + M) + 7 * 6 * 4,
     "decoder-6-128-rpg-100000": D + 100_000,
     "decoder-6-128-relaxed-4": D + A + M + 6 * 4 * (4 * 2 * 128 + 3 * 480),
 }
@@ -81,6 +83,7 @@ def test_what_is_shared(kind, depth, scan):
         ("relaxed-2", ATTENTION + mlps, Relaxed(Tied(), 2)),
         ("soft-3", ATTENTION, Soft(3)),
         ("softmlp-3", mlps, Soft(3)),
+        ("softall-3", ATTENTION + mlps, Soft(3)),
     ):
         found = layout(way)
         assert set(found) == set(banks)
