@@ -100,7 +100,9 @@ def test_what_is_promised_of_any_model(case, tmp_path):
 SCHEMES = [Soft(2), Tied(), Ring(300), FilterBasis(3, 5), Relaxed(Tied(), 2)]
 
 
-@pytest.mark.parametrize("case", ["vae", "seq2seq", "decoder", "unet"], indirect=True)
+@pytest.mark.parametrize(
+    "case", ["decoder", *(pytest.param(x, marks=pytest.mark.slow) for x in ALL[:3])], indirect=True
+)
 def test_every_weight_starts_at_the_model_s_own_scale(case):
     """Ratios of root mean squares, shared / plain, over 48 draws: 1 within 5 %."""
     ratios = {}

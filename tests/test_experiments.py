@@ -77,6 +77,7 @@ def people(coco, tmp_path_factory) -> str:
     return str(coco.make(folder, train=part, val=part))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLER)
 def test_runs_on_mock_data(name, tmp_path):
     config = load_file(of(name))
@@ -190,6 +191,7 @@ def test_the_network_has_its_published_size(name, people):
     assert model.layout.trainable == TRAINABLE[name]
 
 
+@pytest.mark.slow
 def test_the_training_step_is_sound_at_full_size():
     """Of a recipe with penalised pools; recipes of other kinds run on mock data."""
     config = load_file(of("imagenet_mobilenet"))

@@ -83,6 +83,7 @@ def test_networks_are_compared_on_any_task(grids, tmp_path, monkeypatch, capsys)
     assert (out / "pathnet-2-2-seed0" / "metrics.jsonl").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_networks_are_folded_on_any_task(grids, tmp_path, monkeypatch):
     out = tmp_path / "out"
     args = (grids, "--model", "spathnet-2-2-1", "--seeds", "0", "--out", out, "--thresholds", "0.9")
@@ -195,6 +196,7 @@ def test_bad_comparisons_are_refused_before_training(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_shortest_paths_are_compared(grids, tmp_path, monkeypatch):
     """What is measured of every arm, its tables and pictures; finished runs are not repeated."""
     out = tmp_path / "out"

@@ -130,6 +130,7 @@ def test_conversion_to_and_from_a_plain_network(command, refused, trained, tmp_p
     assert "nothing to bake" in refused("export", plain, "--output", "new", "--form", "baked")
 
 
+@pytest.mark.slow
 def test_conversion_to_a_factored_network():
     """With as many filters as possible the kernels are exact."""
     run, target = prepare(IMAGES), prepare(with_model(IMAGES, name="resnet14-s32u0"))

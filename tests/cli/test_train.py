@@ -290,6 +290,7 @@ config = Config(Model("retinanet-resnet8-head8x1"), data, epochs=1, batch_size=4
 """
 
 
+@pytest.mark.slow
 def test_a_detector_can_start_from_a_classifier(command, refused, trained, tmp_path, monkeypatch):
     from paramshare.cli import train
     from paramshare.training import loop

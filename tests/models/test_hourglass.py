@@ -54,6 +54,7 @@ def test_all_hourglasses_have_the_same_kernels():
     ]
 
 
+@pytest.mark.slow
 def test_later_stages_see_the_heatmaps_of_earlier_ones():
     """A change of the first stage's heatmaps, initially nearly 0, changes those of the second."""
     model = Hourglass(2, 4, num_classes=2, depth=1, stem="cifar")

@@ -364,11 +364,29 @@ CASES = [
 ]
 
 
+def kind(case: Case) -> tuple[Any, ...]:
+    """Cases of one kind take the same way through a scheme; all but the first are slow tests."""
+    options = vars(case.scheme)
+    return (
+        type(case.scheme),
+        *(options.get(name) for name in ("mode", "block", "transform", "orthonormal", "scaled")),
+        *(options.get(name) for name in ("scale", "transposed")),
+        *(options.get(name) is None for name in ("groups", "source", "like")),
+        options.get("unique") == 0,
+        any(site.in_axes for site in case.sites),
+    )
+
+
 def pytest_generate_tests(metafunc):
     """Tests of conformance and of quantised banks take every `case`, or `one` for each scheme."""
     if metafunc.module.__name__.endswith(("test_conformance", "test_compressed")):
         if "case" in metafunc.fixturenames:
-            metafunc.parametrize("case", CASES, ids=str)
+            first = {kind(case): case for case in reversed(CASES)}
+            cases = [
+                case if case is first[kind(case)] else pytest.param(case, marks=pytest.mark.slow)
+                for case in CASES
+            ]
+            metafunc.parametrize("case", cases, ids=str)
         if "one" in metafunc.fixturenames:
             one_of_each = {type(case.scheme): case for case in CASES}.values()
             metafunc.parametrize("one", one_of_each, ids=str)

@@ -210,6 +210,7 @@ def test_block_keeps_neighbours_together_and_the_remainder_in_place(size):
             assert not np.array_equal(places, np.arange(site.size))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=12, derandomize=True, database=None)
 @given(
     shapes=st.lists(

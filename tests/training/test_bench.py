@@ -14,6 +14,7 @@ SHAPE = (8, 8, 3)
 NAME = "resnet8-rpg-100"
 
 
+@pytest.mark.slow
 def test_a_shared_network_is_compared_with_the_plain_one():
     result = bench("step", [NAME], batch_size=4, input_shape=SHAPE, rounds=1, devices=2)
     shared, plain = result.timings

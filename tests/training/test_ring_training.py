@@ -57,6 +57,7 @@ def accuracy(model: Shared, variables, data: Dataset) -> float:
     return float(np.mean(np.argmax(np.asarray(logits), axis=-1) == test.label))
 
 
+@pytest.mark.slow
 def test_it_learns_and_needs_its_seed(trained, all_digits):
     variables = trained[0].variables
     assert accuracy(network(seed=0), variables, all_digits) > 0.85

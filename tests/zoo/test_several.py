@@ -30,6 +30,7 @@ def test_heads_divide_the_outputs_of_one_network():
     np.testing.assert_array_equal(outputs["turn"], whole[:, 10:])
 
 
+@pytest.mark.slow
 def test_each_task_has_its_own_network_on_the_same_ring():
     model = create_model(f"networks-resnet8-rpg-{RING}", TASKS, (16, 16, 3))
     variables = model.init(jax.random.key(0), IMAGES)
