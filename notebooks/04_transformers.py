@@ -122,8 +122,8 @@ plt.show()
 # ## Convert the dense decoder
 # `Tied()` alone averages the blocks, and the network forgets what it has learned. `Relaxed(Tied(),
 # rank)` adds to each block the low-rank matrix that is nearest to what is missing. For comparison,
-# soft sharing: its error falls only with whole templates. A third of the training repairs the damage.
-# On so short a text all networks overfit, and smaller ones can end below the dense one.
+# soft sharing: its error falls only with whole templates. A third of the training repairs the
+# damage. On so short a text all networks overfit, and smaller ones can end below the dense one.
 
 # %%
 schemes = {"Tied": paramshare.Tied(), "Soft(2)": scheme}
