@@ -3,8 +3,9 @@
 Command   paramshare train experiments/recipes/rotated_digits_small.py --workdir runs/rotated
           digits of MNIST: --data.path FOLDER_OR_FILE, a folder of its four files or an .npz file
           of image and label; without a path, scikit-learn's digits, enlarged
-Time      not measured yet
-Result    not measured yet
+Time      two minutes on 2 cores
+Result    92.4% test accuracy on digits of MNIST (mean of five seeds, std 0.9); the plain network
+          rotnet reaches 84.1%: experiments/results/rotated_digits.md
 Source    rotated_digits.py, shortened: the learning rate drops from the third epoch on
 """
 
