@@ -50,6 +50,8 @@ def fill_budget(layout: Layout, trainable: int, scheme: Callable[[int], Scheme])
         dense = any(needed(bank, size) > bank.dense for bank in layout.banks)
         return total(each) <= trainable and not dense
 
+    if isinstance(trainable, bool) or not isinstance(trainable, int):
+        raise PlanError(f"trainable={trainable!r}; it must be a whole number of parameters")
     if trainable >= layout.plain:
         raise PlanError(
             f"trainable={trainable:,}, but the plain model has {layout.plain:,} parameters; leave "

@@ -187,6 +187,11 @@ class Plan:
           >>> paramshare.share(model, plan, x).layout.trainable
           1000
         """
+        if isinstance(scheme, Scheme) or not callable(scheme):
+            raise PlanError(
+                f"scheme={scheme}; pass what makes a scheme of a size, such as Ring, or lambda "
+                "rank: Relaxed(Tied(), rank)"
+            )
         groups = selected(model, example_inputs, options, include, target_modules)
         paths = tuple(path for group in groups for path in group.paths)
 

@@ -36,7 +36,8 @@ class Rule:
         default those that divide the model's own parameters (`nn.with_partitioning`). For models
         with logical names (`nn.with_logical_partitioning`) it is a logical name; to divide a bank
         over several mesh axes, give it a name of its own, such as "bank", and add ("bank", ("data",
-        "model")) to the rules for logical axes.
+        "model")) to the rules for logical axes. The mesh must divide the sizes of arrays, such as
+        that of a ring; rings and low-rank factors need a mesh with axes of `AxisType.Auto`.
 
     Raises:
       PlanError: if an argument is invalid.

@@ -17,6 +17,7 @@ from paramshare.errors import ParamshareError
 from paramshare.layout import COLLECTIONS, Layout, PlanError, count_leaves, fill, separated, strip
 from paramshare.parameters import is_nnx
 from paramshare.parameters.linen import orphan
+from paramshare.partitioning import is_box
 from paramshare.plan import Plan
 
 
@@ -135,7 +136,7 @@ class Shared(nn.Module):
         # Not in `_call`: several methods may be called, but banks are initialized only once.
         if self.is_initializing() and not self._collected()["banks"]:
             banks, params = self.layout.init(self.make_rng("params"))
-            drawn = self.stored({"banks": banks, "params": params})
+            drawn = self.stored(self.layout.boxed({"banks": banks, "params": params}))
             for collection, entries in drawn.items():
                 for name, value in entries.items():
                     self.put_variable(collection, name, value)
@@ -152,9 +153,12 @@ class Shared(nn.Module):
         return {"banks": banks or entries("banks", self.layout), "params": params}
 
     @nn.nowrap
-    def stored(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        """Variables with the banks where and as this module has them: `collection`, and boxes."""
-        variables = self.layout.boxed(separated(variables))
+    def stored(self, variables: Mapping[str, Any], like: Any = None) -> dict[str, Any]:
+        """Variables with the banks in `collection`; in boxes, if any of `like` are."""
+        variables = dict(separated(variables))
+        like = variables if like is None else like
+        if any(map(is_box, jax.tree.leaves(like, is_leaf=is_box))):
+            variables = self.layout.boxed(variables)
         if self.collection == "banks" or "banks" not in variables:
             return variables
         banks = variables.pop("banks")
@@ -287,6 +291,8 @@ def count(variables: Mapping[str, Any]) -> dict[str, int]:
       `{"banks", "coefficients", "private", "trainable"}`; the last is the sum. Whole weights of
       single sites ("own") are private. Batch statistics are not counted.
     """
+    if _is_params(variables):
+        variables = {"params": variables}
     sizes = {"banks": count_leaves(variables.get("banks", {})), "coefficients": 0, "private": 0}
     params = jax.tree.leaves(variables.get("params", {}))
     for leaf, kind in zip(params, jax.tree.leaves(_kinds(variables)), strict=True):
@@ -307,9 +313,21 @@ def decay_mask(variables: Mapping[str, Any]) -> dict[str, Any]:
       A pytree of bools with the structure of `{"banks": ..., "params": ...}`, for `optax.masked`
       and `optax.add_decayed_weights`.
     """
+    if _is_params(variables):
+        return decay_mask({"params": variables})["params"]
     mask = {"banks": jax.tree.map(lambda _: True, variables.get("banks", {}))}
     mask["params"] = jax.tree.map(lambda kind: kind != "coefficients", _kinds(variables))
     return {name: tree for name, tree in mask.items() if name in variables}
+
+
+def _is_params(variables: Mapping[str, Any]) -> bool:
+    """Whether it is the collection `params` alone, of a `Shared` with collection="params"."""
+    return (
+        "banks" in variables
+        and "params" not in variables
+        and len(variables) > 1
+        and (set(variables) <= _SHARED)
+    )
 
 
 def _kinds(variables: Mapping[str, Any]) -> Any:

@@ -90,6 +90,16 @@ def test_a_loop_that_keeps_params_alone():
     assert not np.allclose(params["params"]["banks"]["shared"]["templates"][0, 0], 0)
 
 
+def test_params_alone_are_counted_and_masked():
+    """As the loop holds them that keeps this collection."""
+    _, within = pair()
+    params = within.init(KEY, X)["params"]
+    whole = {"params": params}
+    assert paramshare.count(params) == paramshare.count(whole)
+    assert paramshare.count(params)["coefficients"] == 4 * 2
+    assert_equal(paramshare.decay_mask(params), paramshare.decay_mask(whole)["params"])
+
+
 def test_what_reads_and_changes_networks_keeps_the_banks_where_they_are():
     usual, within = pair()
     variables, inner = usual.init(KEY, X), within.init(KEY, X)

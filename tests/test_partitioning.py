@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 import paramshare
 from paramshare import FilterBasis, Plan, PlanError, Relaxed, Ring, Rule, Soft, Tied
+from paramshare.partitioning import is_box
 
 X = jnp.ones((8, 16))
 LOGICAL = (("embed", "data"), ("mlp", "model"), ("bank", ("data", "model")))
@@ -211,3 +212,17 @@ def test_banks_of_an_nnx_module_are_divided_too():
             assert bytes_of(nnx.state(shared), jax.devices()[0]) < bytes_of(
                 nnx.state(plain), jax.devices()[0]
             )
+
+
+def test_boxes_may_be_taken_off():
+    """Unboxed variables convert and fold to unboxed ones, boxed ones to boxed ones."""
+    shared = paramshare.share(Net(), plan(Tied()), X)
+    dense = Net().init(jax.random.key(0), X)
+    loose = nn.meta.unbox(dense)
+    for variables, boxed in ((dense, True), (loose, False)):
+        converted = paramshare.convert(shared, variables, X)
+        leaves = jax.tree.leaves(converted.variables, is_leaf=is_box)
+        assert all(map(is_box, leaves)) == any(map(is_box, leaves)) == boxed
+    drawn = nn.meta.unbox(shared.init(jax.random.key(0), X))
+    assert jax.tree.structure(paramshare.fold(shared, drawn).variables) == jax.tree.structure(drawn)
+    paramshare.convert(shared, paramshare.bake(shared, drawn), X)

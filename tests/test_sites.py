@@ -192,3 +192,15 @@ def test_a_budget_is_filled_as_far_as_whole_sizes_go(scheme, smallest):
 def test_budgets_that_cannot_be_met(trainable, message):
     with pytest.raises(PlanError, match=message):
         Plan.budget(Net(), X, trainable=trainable, scheme=Soft)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scheme": Ring(5), "trainable": 500}, r"scheme=Ring\(size=5\); pass what makes a scheme"),
+        ({"scheme": Ring, "trainable": 500.5}, "must be a whole number of parameters"),
+    ],
+)
+def test_wrong_arguments_of_a_budget(options, message):
+    with pytest.raises(PlanError, match=message):
+        Plan.budget(Net(), X, **options)

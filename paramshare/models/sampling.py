@@ -66,6 +66,7 @@ def sample(
         if type(value) is not int or value < least:
             raise ModelError(f"{name}={value}; it must be an integer of at least {least}")
     prompt_BxT = jnp.asarray(prompt_BxT, jnp.int32)[:, -length:]
+    variables = {name: tree for name, tree in variables.items() if name != "cache"}
     return _sample(model, length, count, float(temperature), top_k, variables, prompt_BxT, key)
 
 

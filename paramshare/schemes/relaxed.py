@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from paramshare.schemes.compressed import Compressed
 from paramshare.schemes.initial import orthogonal
 from paramshare.schemes.interface import (
     Filters,
+    SchemeError,
     Site,
     Weights,
     bank_dtype,
@@ -40,7 +42,8 @@ class Relaxed(Wrapper):
 
     From dense kernels. The wrapped scheme is fitted first, and U_l V_l is the truncated singular
     value decomposition of what it leaves (Bae et al.). Then both are fitted again, in turn, each to
-    what the other leaves, which never increases the squared error.
+    what the other leaves. This never increases the squared error if the wrapped scheme's fit is the
+    nearest, as it is for all schemes but `Repeat`.
 
     Args:
       scheme: makes the shared part, such as Tied().
@@ -72,6 +75,11 @@ class Relaxed(Wrapper):
 
     def __post_init__(self):
         super().__post_init__()
+        if isinstance(self.scheme, Compressed):
+            raise SchemeError(
+                f"Relaxed({self.scheme}): quantise the relaxed scheme instead, as "
+                "Compressed(Relaxed(...))"
+            )
         object.__setattr__(self, "rank", check_count("Relaxed", "rank", self.rank, 0))
         check_flag("Relaxed", "scale", self.scale)
 

@@ -159,7 +159,9 @@ def quantise(
         if method == "kmeans":
             levels = jax.tree.map(_codebook, arrays.bank, levels)
         weights[bank.name] = scheme.with_levels(arrays, levels)
-    return shared.clone(layout=layout), shared.stored(_with_weights(variables, weights))
+    return shared.clone(layout=layout), shared.stored(
+        _with_weights(variables, weights), like=variables
+    )
 
 
 def finalise(shared: Shared, variables: Mapping[str, Any]) -> tuple[Shared, dict[str, Any]]:
@@ -187,7 +189,9 @@ def finalise(shared: Shared, variables: Mapping[str, Any]) -> tuple[Shared, dict
 
     weights = shared.layout.weights(variables)
     weights |= rounded({name: weights[name] for name in quantised})
-    return shared.clone(layout=layout), shared.stored(_with_weights(variables, weights))
+    return shared.clone(layout=layout), shared.stored(
+        _with_weights(variables, weights), like=variables
+    )
 
 
 def compressed_banks(

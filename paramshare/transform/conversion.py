@@ -198,7 +198,7 @@ def convert(
     weights, reports = fit(layout, dense)
     others = {name: {"model": value} for name, value in variables.items() if name != "params"}
     private = strip(params, layout.paths)
-    converted = shared.stored(sharing_variables(weights, private) | others)
+    converted = shared.stored(sharing_variables(weights, private) | others, like=variables)
     change = None
     if example_inputs:
         pairs = (shared.model, variables), (shared, converted)
@@ -272,12 +272,12 @@ def check_variables(
     Raises:
       ConversionError: naming the first variable that is missing, unknown or of another shape.
     """
-    expected = _shapes(
-        jax.eval_shape(
-            lambda *inputs: model.init(jax.random.key(0), *inputs, **options), *example_inputs
-        )
+    expected = jax.eval_shape(
+        lambda *inputs: model.init(jax.random.key(0), *inputs, **options), *example_inputs
     )
-    shapes, name = _shapes(variables), type(model).__name__
+    # Boxes, of `nn.with_partitioning`, may have been taken off.
+    expected, shapes = (_shapes(nn.meta.unbox(tree)) for tree in (expected, variables))
+    name = type(model).__name__
     for path, shape in expected.items():
         if path not in shapes:
             raise ConversionError(

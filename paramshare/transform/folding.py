@@ -199,7 +199,7 @@ def fold(
         shared.layout, shared.layout.weights(variables), threshold, scale, banks, groups, by
     )
     folded = shared.clone(layout=layout)
-    new_variables = shared.stored(_replaced(separated(variables), weights))
+    new_variables = shared.stored(_replaced(separated(variables), weights), like=variables)
     change = None
     if example_inputs:
         pairs = (shared, variables), (folded, new_variables)

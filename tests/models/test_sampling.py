@@ -41,6 +41,12 @@ def test_greedy_sampling_equals_whole_forward_passes_also_beyond_the_length(star
     assert len(np.unique(tokens)) > 1
 
 
+def test_a_cache_among_the_variables_is_not_used():
+    _, cache = MODEL.apply(VARIABLES, PROMPT, decode=True, mutable=["cache"])
+    tokens = sample(MODEL, {**VARIABLES, **cache}, PROMPT, 6, KEY, temperature=0)
+    assert np.array_equal(tokens, sample(MODEL, VARIABLES, PROMPT, 6, KEY, temperature=0))
+
+
 def test_a_shared_decoder_samples_as_its_dense_form():
     shared = paramshare.create_model("decoder-1-4-tied", 11, (LENGTH,))
     assert isinstance(shared, paramshare.Shared)
