@@ -120,15 +120,16 @@ class Layout:
 
         Banks are boxed, and own weights; coefficients are small, and whole on every device.
         """
-        variables = dict(variables)
-        for bank in self.banks if any(bank.partition for bank in self.banks) else ():
-            for collection, key in (("banks", None), ("params", "own")):
-                tree = variables.get(collection, {})
-                entries = tree if key is None else tree.get(key, {})
-                if bank.partition and bank.name in entries:
-                    entries = {**entries, bank.name: bank.partition.box(entries[bank.name])}
-                    variables[collection] = entries if key is None else {**tree, key: entries}
-        return variables
+        partitions = {bank.name: bank.partition for bank in self.banks if bank.partition}
+
+        def box(entries: Mapping[str, Any]) -> dict[str, Any]:
+            return {n: partitions[n].box(x) if n in partitions else x for n, x in entries.items()}
+
+        params = variables.get("params", {})
+        boxed = {"banks": box(variables["banks"])} if "banks" in variables else {}
+        if "own" in params:
+            boxed["params"] = {**params, "own": box(params["own"])}
+        return {**variables, **boxed}
 
     def weights(self, variables: Mapping[str, Any]) -> dict[str, Weights]:
         """The arrays of every bank: `{BANK: Weights}`.
